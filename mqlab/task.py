@@ -1,0 +1,154 @@
+"""The slow work, and the message that asks for it.
+
+``Task`` is the one place where a message body is written and read; whatever does not fit is
+refused at both ends. Sending and receiving are left to ``producer`` and ``consumer``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mqlab.errors import TaskError
+
+QUEUE = "heavy_tasks_queue"
+MAX_BODY_BYTES = 1024 * 1024
+"""A message is a note that says what to do. Put what is bigger in a file and send its name."""
+MAX_ID_BYTES = 255
+"""AMQP 0-9-1 carries ``message_id`` as a short string: 255 bytes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task: its id, the data to work on, and when it was sent (seconds since 1970)."""
+
+    data: Any
+    task_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    timestamp: float = field(default_factory=time.time)
+
+    def to_json(self) -> bytes:
+        """Write the message body: a JSON object with ``task_id``, ``data`` and ``timestamp``.
+
+        Raises TaskError if ``data`` is not something JSON can hold, would come back as something
+        else (a tuple, a dict with keys that are not text), or is over MAX_BODY_BYTES.
+        """
+        _check_fields(self.task_id, self.timestamp)
+        try:
+            text = _ENCODER.encode(
+                {"task_id": self.task_id, "data": self.data, "timestamp": self.timestamp}
+            )
+            body = text.encode()
+        except UnicodeEncodeError as error:
+            raise _refuse("it has half of a surrogate pair, which UTF-8 cannot hold") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _refuse(str(error), fix="send text, numbers, lists and dicts") from error
+        if len(body) > MAX_BODY_BYTES:
+            raise _refuse(
+                f"its body has {len(body):,} bytes, and the limit is {MAX_BODY_BYTES:,}",
+                fix="store the data in a file or database, and send its name",
+            )
+        if not isinstance(self.data, str) and json.loads(text)["data"] != self.data:
+            raise _refuse(
+                "JSON would change it on the way",
+                fix="use lists for tuples, and text for the keys of a dict",
+            )
+        return body
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Task:
+        """Read a message body. Raises TaskError, with the reason, for whatever is not a task.
+
+        Keys beside the three are allowed and ignored, so that a newer sender can add some.
+        """
+        if len(body) > MAX_BODY_BYTES:
+            raise TaskError(
+                f"the body has {len(body):,} bytes, and the limit is {MAX_BODY_BYTES:,}"
+            )
+        try:
+            text = body.decode()
+            fields = _DECODER.decode(text)
+            if "\\u" in text:  # an escape may hide half of a surrogate pair: see that it encodes
+                _ENCODER.encode(fields).encode()
+        except UnicodeDecodeError as error:
+            raise TaskError(f"the body is not UTF-8: {error.reason}") from error
+        except UnicodeEncodeError as error:
+            raise TaskError("the body has half of a surrogate pair") from error
+        except RecursionError as error:
+            raise TaskError("the body is nested too deeply") from error
+        except ValueError as error:
+            raise TaskError(f"the body is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise TaskError(f"the body is a JSON {type(fields).__name__}, not an object")
+        for key in ("task_id", "data", "timestamp"):
+            if key not in fields:
+                raise TaskError(f"the body has no {key!r}")
+        _check_fields(fields["task_id"], fields["timestamp"])
+        return cls(fields["data"], fields["task_id"], fields["timestamp"])
+
+
+def perform_heavy_task(
+    task_data: Any, *, task_id: str | None = None, duration_s: float = 5.0
+) -> tuple[str, str]:
+    """Do the slow work: wait ``duration_s`` seconds and return ``(task_id, result)``.
+
+    Gives the task a new id unless ``task_id`` is there. In the main thread it prints its start,
+    a dot a second, and its end; in any other thread it prints nothing, because a notebook would
+    show that under whichever cell happens to run. Raises TaskError if the time is negative.
+    """
+    if not (math.isfinite(duration_s) and duration_s >= 0):
+        raise TaskError(f"duration_s={duration_s!r} is not a number of seconds from 0 on")
+    task_id = task_id or str(uuid.uuid4())
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    end = time.monotonic() + duration_s
+    if in_main_thread:
+        print(f"\n--- [Worker] Starting Task ID: {task_id[:8]} with data: {task_data} ---")
+    if in_main_thread and duration_s > 2:
+        for second in range(1, int(duration_s) + 1):
+            time.sleep(max(0.0, end - duration_s + second - time.monotonic()))
+            print(".", end="", flush=True)
+        print()
+    time.sleep(max(0.0, end - time.monotonic()))
+    result = f"COMPLETED: Report generated for '{task_data}'"
+    if in_main_thread:
+        print(f"--- [Worker] Task ID: {task_id[:8]} Finished. Result: {result} ---\n")
+    return task_id, result
+
+
+def _check_fields(task_id: Any, timestamp: Any) -> None:
+    if not isinstance(task_id, str) or not task_id:
+        raise TaskError(f"task_id must be text that is not empty, not {_shown(task_id)}")
+    if len(task_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
+        raise TaskError(f"task_id is over {MAX_ID_BYTES} bytes")
+    # bool is an int in Python, and true is no time.
+    if isinstance(timestamp, bool) or not isinstance(timestamp, int | float):
+        raise TaskError(f"timestamp must be a number of seconds, not {_shown(timestamp)}")
+    try:
+        usable = math.isfinite(timestamp) and timestamp >= 0
+    except OverflowError:  # an int too large for a float
+        usable = False
+    if not usable:
+        raise TaskError(f"timestamp must be a number of seconds from 0 on, not {_shown(timestamp)}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:40]
+    except ValueError:  # Python refuses to write an int of more than 4,300 digits
+        return f"a very large {type(value).__name__}"
+
+
+def _refuse(why: str, fix: str = "") -> TaskError:
+    return TaskError("This data cannot be sent as a task.", why=why, fix=fix)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
