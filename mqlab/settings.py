@@ -21,7 +21,7 @@ from mqlab.errors import SettingsError
 AMQP_PORT = 5673
 MANAGEMENT_PORT = 15673
 HEARTBEAT_S = 15
-"""Seconds. RabbitMQ's heartbeat guide advises 5 to 20. A silent network shows after 2 x (this + 5)."""
+"""Seconds; RabbitMQ's heartbeat guide advises 5 to 20. Silence shows after 2 x (this + 5)."""
 
 
 @dataclass(frozen=True, slots=True)
