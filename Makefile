@@ -1,0 +1,56 @@
+# Each target is a line or two over public tools. Without make (Windows): see README.md.
+# PYTHON=python3.12 chooses the interpreter, LAB_ARGS=--no-browser goes to `mqlab lab`.
+# It keeps to what make 3.81 understands, which macOS has.
+PYTHON = python3
+RUN = .venv/bin/python
+
+.PHONY: lab test demo check notebooks lock clean
+
+lab: .venv/.ready
+	$(RUN) -m mqlab lab $(LAB_ARGS)
+
+test: .venv/.ready-dev
+	$(RUN) -m pytest $(TEST_ARGS)
+
+demo: .venv/.ready
+	$(RUN) -m mqlab demo
+
+check: .venv/.ready-dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+notebooks: .venv/.ready-dev
+	$(RUN) -m mqlab broker run -- .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
+	  --KernelManager.transport_encryption=auto notebooks/*.ipynb
+
+lock: .venv/.ready
+	$(call compile,requirements.txt,requirements.lock)
+	$(call compile,requirements-dev.txt,requirements-dev.lock) --constraint requirements.lock
+
+clean:
+	rm -rf .venv .lab build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are written last: what was interrupted is begun again, from an empty environment.
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("mqlab needs Python 3.11 or newer: make PYTHON=python3.12" \
+	  if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear .venv
+	@$(RUN) -m pip install -q uv || echo "uv cannot be had here: pip does it, more slowly."
+	$(call install,-r requirements.lock)
+	$(call install,--no-deps -e .)
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready requirements-dev.lock
+	@rm -f .venv/.ready
+	$(call install,-r requirements-dev.lock)
+	@touch .venv/.ready $@
+
+install = @echo "install $(1)"; .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode $(1) \
+  || $(RUN) -m pip install -q $(1)
+
+compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-annotate \
+  --no-emit-index-url --no-emit-find-links --no-emit-package mqlab \
+  --custom-compile-command "make lock" --upgrade $(1) -o $(2)
