@@ -35,8 +35,8 @@ clean:
 
 # The stamps are written last: what was interrupted is begun again, from an empty environment.
 .venv/.ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("mqlab needs Python 3.11 or newer: make PYTHON=python3.12" \
-	  if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mqlab needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	@$(RUN) -m pip install -q uv || echo "uv cannot be had here: pip does it, more slowly."
 	$(call install,-r requirements.lock)
@@ -48,8 +48,8 @@ clean:
 	$(call install,-r requirements-dev.lock)
 	@touch .venv/.ready $@
 
-install = @echo "install $(1)"; .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode $(1) \
-  || $(RUN) -m pip install -q $(1)
+install = @echo "install $(1)"; [ -x .venv/bin/uv ] && \
+  .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode $(1) || $(RUN) -m pip install -q $(1)
 
 compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-annotate \
   --no-emit-index-url --no-emit-find-links --no-emit-package mqlab \
