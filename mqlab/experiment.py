@@ -143,9 +143,13 @@ def run_waiting_clients(
             perform_heavy_task(f"Report {number}", duration_s=duration_s)
         answers.put(ClientRecord(number, asked, started, time.perf_counter() - zero))
 
-    for number in range(1, clients + 1):
+    threads = [
         # A daemon: a client that is still in line must not keep the interpreter from ending.
-        threading.Thread(target=ask, args=(number,), name=f"client-{number}", daemon=True).start()
+        threading.Thread(target=ask, args=(number,), name=f"client-{number}", daemon=True)
+        for number in range(1, clients + 1)
+    ]
+    for thread in threads:
+        thread.start()
     records: list[ClientRecord] = []
     while len(records) < clients:
         try:
@@ -158,6 +162,8 @@ def run_waiting_clients(
             ) from None
         if not quiet:
             print(f"{len(records)} of {clients} clients answered", flush=True)
+    for thread in threads:
+        thread.join(1)  # it has answered; nothing of it is to be left behind
     return ClientsRun(duration_s, handlers, tuple(records))
 
 
