@@ -1,0 +1,7 @@
+"""``python -m mqlab``: see ``mqlab.cli``."""
+
+import sys
+
+from mqlab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,117 @@
+"""The commands of ``python -m mqlab``.
+
+A command is a ``run_…`` function that takes the parsed arguments and returns the exit status, and
+its lines in ``build_parser``. What only one command needs is imported in that function, so that
+every command starts fast. Errors of mqlab are printed as they are, without a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from mqlab.errors import MqlabError
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 fine, 1 an error in words, 130 Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    run: Run = arguments.run
+    try:
+        return run(arguments)
+    except MqlabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mqlab",
+        description="Move slow work off the request path with RabbitMQ, and measure it.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    broker = _add(commands, "broker", "start, stop or look at the broker of this machine", None)
+    actions = broker.add_subparsers(metavar="ACTION", required=True)
+    start = _add(actions, "start", "start a broker, or find the one that is there", run_start)
+    stop = _add(actions, "stop", "stop the broker that `start` started", run_stop)
+    status = _add(actions, "status", "tell which broker answers, if any", run_status)
+    logs = _add(actions, "logs", "show the last lines of the broker's own log", run_logs)
+    start.epilog = (
+        "Ways, in this order: AMQP_URL if it is set; Docker Compose if an engine answers; the "
+        "RabbitMQ of this machine as a private node; on Debian and Ubuntu its packages, fetched "
+        "and unpacked without root. --way (or MQLAB_BROKER) forces one."
+    )
+    for action in (start, stop):
+        action.add_argument("--way", choices=("docker", "local"), help="force this way")
+    for action in (start, stop, status, logs):
+        action.add_argument(
+            "--port", type=_port, help="AMQP port (default: MQLAB_AMQP_PORT, else 5673)"
+        )
+    start.add_argument(
+        "--management-port",
+        type=_port,
+        help="port of the management page (default: MQLAB_MANAGEMENT_PORT, else 15673)",
+    )
+    logs.add_argument("--lines", type=int, default=40, help="how many lines (default: 40)")
+    return parser
+
+
+def run_start(arguments: argparse.Namespace) -> int:
+    from mqlab import broker
+
+    started = broker.start(
+        way=arguments.way, port=arguments.port, management_port=arguments.management_port
+    )
+    print(started)
+    print(f"Management page: {started.settings.management_url}")
+    return 0
+
+
+def run_stop(arguments: argparse.Namespace) -> int:
+    from mqlab import broker
+
+    broker.stop(way=arguments.way, port=arguments.port)
+    return 0
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    from mqlab import broker
+
+    found = broker.status(port=arguments.port)
+    print(found)
+    page = found.settings.management_url
+    print(f"Management page: {page}" + ("" if broker.page_answers(page) else "  (does not answer)"))
+    return 0
+
+
+def run_logs(arguments: argparse.Namespace) -> int:
+    from mqlab import broker
+
+    print(broker.logs(port=arguments.port, lines=arguments.lines))
+    return 0
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    run: Run | None,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+    if run:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)

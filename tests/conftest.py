@@ -1,0 +1,106 @@
+"""Real brokers for the tests: never the learner's, always on free ports, gone at the end."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pika
+import pytest
+
+from mqlab import broker, packages
+from mqlab.errors import NoBrokerFound
+from mqlab.node import Node, find_server
+from mqlab.ports import free_port
+from mqlab.settings import Settings
+
+
+def missing(what: str) -> None:
+    """A component that this test needs is not here: skip on a desk, fail in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing, and CI must have it")
+    pytest.skip(f"{what} is missing")
+
+
+class PrivateBroker:
+    """A node of one test's own, which the test may kill and start again."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.node = Node(state_dir.resolve(), free_port(), free_port())
+        self.settings = self.node.settings
+        self.restart()
+
+    def restart(self) -> None:
+        broker.start(
+            way="local",
+            port=self.node.port,
+            management_port=self.node.management_port,
+            state_dir=self.node.state_dir,
+            with_parent=True,
+            say=lambda _line: None,
+        )
+
+    def kill(self) -> None:
+        """kill -9 of the server and everything of it."""
+        self.node.kill()
+
+    def stop(self) -> None:
+        """A clean stop, some 6 s."""
+        self.node.stop()
+
+
+@pytest.fixture(scope="session")
+def broker_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The session's broker: the one in AMQP_URL, else a private node."""
+    if "AMQP_URL" in os.environ:
+        yield broker.require().settings
+        return
+    private = _private_broker(tmp_path_factory.mktemp("broker"))
+    yield private.settings
+    private.kill()
+
+
+@pytest.fixture
+def private_broker(tmp_path: Path) -> Iterator[Callable[[], PrivateBroker]]:
+    """A function that starts a node of this test's own. Each start costs about 4 s."""
+    started: list[PrivateBroker] = []
+
+    def start() -> PrivateBroker:
+        started.append(_private_broker(tmp_path / f"broker-{len(started)}"))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+@pytest.fixture
+def queue(broker_settings: Settings) -> Iterator[str]:
+    """The name of a queue of this test's own; it and its dead queue are deleted afterwards."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield name
+    with pika.BlockingConnection(broker_settings.parameters(name="tests clean up")) as connection:
+        channel = connection.channel()
+        channel.queue_delete(name)
+        channel.queue_delete(f"{name}.dead")
+
+
+@pytest.fixture(scope="session")
+def server_script() -> Path:
+    """The RabbitMQ server script that private nodes run."""
+    script = find_server() or packages.find_unpacked()
+    if script is None:
+        if not packages.can_fetch():
+            missing("RabbitMQ")
+        script = packages.fetch_server(say=lambda _line: None)
+    return script
+
+
+def _private_broker(folder: Path) -> PrivateBroker:
+    try:
+        return PrivateBroker(folder)
+    except NoBrokerFound:
+        missing("RabbitMQ")
+        raise
