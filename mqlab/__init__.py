@@ -1,6 +1,25 @@
 """mqlab: moving slow work off the request path with RabbitMQ, measured."""
 
-from mqlab.task import Task, perform_heavy_task
+from mqlab.consumer import BackgroundConsumer, ConsumerStatus, StopReport, TaskRecord
+from mqlab.errors import MqlabError
+from mqlab.producer import Producer, ProducerStatus, SendManyRecord, SendRecord, send_task_to_queue
+from mqlab.settings import Settings
+from mqlab.task import QUEUE, Task, perform_heavy_task
 
 __version__ = "0.1.0"
-__all__ = ["Task", "perform_heavy_task"]
+__all__ = [
+    "QUEUE",
+    "BackgroundConsumer",
+    "ConsumerStatus",
+    "MqlabError",
+    "Producer",
+    "ProducerStatus",
+    "SendManyRecord",
+    "SendRecord",
+    "Settings",
+    "StopReport",
+    "Task",
+    "TaskRecord",
+    "perform_heavy_task",
+    "send_task_to_queue",
+]

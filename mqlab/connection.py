@@ -63,7 +63,7 @@ class Connection:
         self._on_channel, self._on_lost, self._on_failed = on_channel, on_lost, on_failed
         self._heartbeat_s = heartbeat_s
         self._connection: Any = None
-        self._loop = IOLoop()
+        self._loop: Any = None  # made by open(), since it holds file descriptors
         self._changed = threading.Condition()
         self._ready = self._closing = False
         self._pauses = 0
@@ -76,12 +76,18 @@ class Connection:
         """Whether there is a channel that has been set up."""
         return self._ready
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is closed, or about to be, or given up."""
+        return self._closing
+
     def open(self, timeout_s: float) -> None:
         """Start the thread and wait until the first channel is set up.
 
         Raises ConnectError, AccessRefused or QueueMismatch. The first failure counts: a person who
         waits wants to know. Only a connection that was open once is tried again and again.
         """
+        self._loop = IOLoop()
         self._thread.start()
         _open_connections.add(self)
         with self._changed:

@@ -22,6 +22,8 @@ Each one says what happened, the likely reason, and what to do next.
 The pika error, where there is one, stays chained as ``__cause__``.
 """
 
+from collections.abc import Mapping
+
 
 class MqlabError(Exception):
     """Base of all errors of mqlab.
@@ -75,7 +77,20 @@ class QueueMismatch(MqlabError):
     """The queue exists with other properties than the ones asked for."""
 
 
-class SendError(MqlabError):
+class _TaskOutcomes(MqlabError):
+    """Shared by the errors of sending: ``outcomes`` tells what became of each task not confirmed.
+
+    Its keys are task ids; its values ``unroutable``, ``rejected``, ``not sent`` or ``unknown``.
+    """
+
+    def __init__(
+        self, what: str, *, why: str = "", fix: str = "", outcomes: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.outcomes = dict(outcomes or {})
+
+
+class SendError(_TaskOutcomes):
     """A task that is certainly not in a queue."""
 
 
@@ -91,17 +106,11 @@ class NotSent(SendError):
     """The time was up before the message was given to the network."""
 
 
-class OutcomeUnknown(MqlabError):
+class OutcomeUnknown(_TaskOutcomes):
     """The message was given to the network, and no confirm came in time.
 
-    It may be in the queue now, arrive later, or never. ``task_ids`` names the tasks concerned.
+    It may be in the queue now, arrive later, or never: sending it again may make it two.
     """
-
-    def __init__(
-        self, what: str, *, why: str = "", fix: str = "", task_ids: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(what, why=why, fix=fix)
-        self.task_ids = task_ids
 
 
 class ConsumerError(MqlabError):
