@@ -209,19 +209,21 @@ def compare_waits(groups: Mapping[str, Sequence[Waited]], ax: Axes | None = None
 def task_timeline(records: Sequence[TaskRecord], ax: Axes | None = None) -> Axes:
     """Draw the life of each task: waiting in the queue, being worked on, acknowledged.
 
-    One row for each task, grouped by worker. Time is seconds after the first task was sent. A
-    task that was not started, finished or acknowledged yet is drawn up to the last known moment.
+    One row for each delivery, grouped by worker. Time is seconds after the first task was sent.
+    What is not known yet (not started, not finished, not acknowledged) is drawn as far as it got.
     """
     ax = ax or _new_axes(height=2.2 + 0.4 * len(records))
-    number = {id(r): n for n, r in enumerate(sorted(records, key=lambda r: r.sent_at), 1)}
-    rows = sorted(records, key=lambda r: (not r.worker, r.worker, number[id(r)]))
-    zero = min(r.sent_at for r in rows)
-    sent = [r.sent_at - zero for r in rows]
-    known = [t for r in rows for t in (r.sent_at, r.started_at, r.finished_at, r.acked_at) if t]
-    end = max(known) - zero
-    started = [end if r.started_at is None else r.started_at - zero for r in rows]
-    finished = [end if r.finished_at is None else r.finished_at - zero for r in rows]
-    acked = [(row, r.acked_at - zero) for row, r in enumerate(rows) if r.acked_at is not None]
+    # A message that could not be read has no sending time: it begins where it was received.
+    by_sending = sorted(records, key=_sent_at)
+    zero = _sent_at(by_sending[0])
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(r.task_id for r in by_sending), 1)}
+    rows = sorted(by_sending, key=lambda r: (not r.worker, r.worker))
+    moments = [(_sent_at(r), r.started_at, r.finished_at, r.acked_at) for r in rows]
+    end = max(t for row in moments for t in row if t is not None) - zero
+    sent = [s - zero for s, _, _, _ in moments]
+    started = [end if t is None else t - zero for _, t, _, _ in moments]
+    finished = [end if t is None else t - zero for _, _, t, _ in moments]
+    acked = {row: t - zero for row, (_, _, _, t) in enumerate(moments) if t is not None}
 
     waits = [b - a for a, b in zip(sent, started, strict=True)]
     works = [b - a for a, b in zip(started, finished, strict=True)]
@@ -229,20 +231,23 @@ def task_timeline(records: Sequence[TaskRecord], ax: Axes | None = None) -> Axes
     ax.barh(places, waits, left=sent, height=0.25, color=GREY, label="waits in the queue")
     ax.barh(places, works, left=started, height=0.7, color=ACCENT, label="is worked on")
     if acked:
-        lines, moments = zip(*acked, strict=True)
-        ax.plot(moments, lines, "D", color=DARK, markersize=9, label="acknowledged")
-    ax.set_yticks(places, [f"{r.worker or 'not started'}, task {number[id(r)]}" for r in rows])
+        ax.plot(list(acked.values()), list(acked), "D", color=DARK, ms=9, label="acknowledged")
+    ax.set_yticks(places, [f"{r.worker or 'not started'}, task {numbers[r.task_id]}" for r in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(0, end * 1.03)
     ax.set_xlabel("seconds after the first task was sent")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, columnspacing=1.2)
     workers = {r.worker for r in rows if r.worker}
     ax.set_label(
-        f"Time line of {len(rows)} tasks and {len(workers)} workers: {len(acked)} acknowledged. "
+        f"Time line of {len(numbers)} tasks and {len(workers)} workers: {len(acked)} acknowledged. "
         f"Longest wait in the queue {format_time(max(waits))}, longest work "
         f"{format_time(max(works))}, all over after {format_time(end)}."
     )
     return ax
+
+
+def _sent_at(record: TaskRecord) -> float:
+    return record.received_at if record.sent_at is None else record.sent_at
 
 
 def _round_time(seconds: float) -> str:
