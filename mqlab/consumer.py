@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -245,10 +246,9 @@ class BackgroundConsumer:
         step = max(1, count // 10)
         shown = 0
         while True:
-            goal = min(count, shown + step)
             with self._changed:
                 self._changed.wait_for(
-                    lambda goal=goal: self._unwaited >= goal or self._has_ended,
+                    partial(self._has_reached, min(count, shown + step)),
                     max(0.0, deadline - time.monotonic()),
                 )
                 ready = min(count, self._unwaited)
@@ -345,6 +345,9 @@ class BackgroundConsumer:
     @property
     def _has_ended(self) -> bool:
         return not self._started or self._stopping or self._connection.error is not None
+
+    def _has_reached(self, goal: int) -> bool:
+        return self._unwaited >= goal or self._has_ended
 
     def _is_idle(self) -> bool:
         return not (any(self._working) or self._finished or self._moves)
