@@ -61,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="port of the management page (default: MQLAB_MANAGEMENT_PORT, else 15673)",
     )
     logs.add_argument("--lines", type=int, default=40, help="how many lines (default: 40)")
+
+    lab = _add(commands, "lab", "start a broker and JupyterLab, and end both together", run_lab)
+    lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     return parser
 
 
@@ -97,6 +100,12 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
     print(broker.logs(port=arguments.port, lines=arguments.lines))
     return 0
+
+
+def run_lab(arguments: argparse.Namespace) -> int:
+    from mqlab import lab
+
+    return lab.run_lab(browser=not arguments.no_browser)
 
 
 def _add(
