@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mqlab.errors import MqlabError
+from mqlab.task import QUEUE
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -62,6 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     logs.add_argument("--lines", type=int, default=40, help="how many lines (default: 40)")
 
+    work = _add(commands, "work", "do the tasks of a queue until Ctrl-C", run_work)
+    work.add_argument("--workers", type=int, default=1, help="tasks at one time (default: 1)")
+    work.add_argument(
+        "--duration", type=float, default=5.0, metavar="S", help="seconds a task takes (default: 5)"
+    )
+    send = _add(commands, "send", "send one task, and show what each step cost", run_send)
+    send.add_argument("data", help='what the report is about, such as "Audit Report"')
+    sync = _add(commands, "sync", "be the client that waits: no queue, no broker", run_sync)
+    sync.add_argument("data", help='what the report is about, such as "Sales Report"')
+    for command in (work, send):
+        command.add_argument("--queue", default=QUEUE, help=f"the queue (default: {QUEUE})")
+
     lab = _add(commands, "lab", "start a broker and JupyterLab, and end both together", run_lab)
     lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     return parser
@@ -99,6 +112,28 @@ def run_logs(arguments: argparse.Namespace) -> int:
     from mqlab import broker
 
     print(broker.logs(port=arguments.port, lines=arguments.lines))
+    return 0
+
+
+def run_work(arguments: argparse.Namespace) -> int:
+    from mqlab.worker import run_worker
+
+    return run_worker(
+        queue=arguments.queue, workers=arguments.workers, duration_s=arguments.duration
+    )
+
+
+def run_send(arguments: argparse.Namespace) -> int:
+    from mqlab.producer import send_task_to_queue
+
+    print(send_task_to_queue(arguments.data, queue=arguments.queue))
+    return 0
+
+
+def run_sync(arguments: argparse.Namespace) -> int:
+    from mqlab.experiment import run_synchronous_experiment
+
+    run_synchronous_experiment(arguments.data)
     return 0
 
 

@@ -1,0 +1,72 @@
+"""The worker for a terminal: ``python -m mqlab work``. Prints what the walk-through's worker prints.
+
+The work is done by a BackgroundConsumer; this only prints, in the main thread, and ends it well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue as queues
+import signal
+
+from mqlab.consumer import BackgroundConsumer
+from mqlab.settings import Settings
+from mqlab.task import Task, perform_heavy_task
+
+
+def run_worker(
+    *, queue: str, settings: Settings | None = None, workers: int = 1, duration_s: float = 5.0
+) -> int:
+    """Work through ``queue`` until Ctrl-C or SIGTERM; return the exit status.
+
+    A task that is running then has 10 s to finish; a second Ctrl-C gives it back at once.
+    Raises what ``BackgroundConsumer.start`` raises, and ConsumerError if the consumer fails.
+    """
+    lines: queues.SimpleQueue[str] = queues.SimpleQueue()
+
+    def handle(task: Task) -> str:
+        short = task.task_id[:8]
+        lines.put(
+            f"--- [Background Worker] Received task for: {task.data}. Starting heavy work... ---"
+        )
+        lines.put(f"\n--- [Worker] Starting Task ID: {short} with data: {task.data} ---")
+        _, result = perform_heavy_task(task.data, task_id=task.task_id, duration_s=duration_s)
+        lines.put(f"--- [Worker] Task ID: {short} Finished. Result: {result} ---\n")
+        return result
+
+    consumer = BackgroundConsumer(
+        handle, queue=queue, settings=settings, workers=workers, name="worker"
+    )
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        consumer.start()
+        print(" [*] Background Worker is waiting for heavy tasks. To exit press CTRL+C", flush=True)
+        _print_until_it_fails(consumer, lines)
+    except KeyboardInterrupt:
+        print(" [*] Stopping. A running task has 10 s to finish; Ctrl-C again stops at once.")
+    try:
+        report = consumer.stop(timeout_s=10.0)
+    except KeyboardInterrupt:
+        report = consumer.stop(timeout_s=0.0)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    while not lines.empty():
+        print(lines.get())
+    print(f" [*] {report}", flush=True)
+    return 0
+
+
+def _print_until_it_fails(consumer: BackgroundConsumer, lines: queues.SimpleQueue[str]) -> None:
+    state, dead = "running", 0
+    while state != "failed":
+        with contextlib.suppress(queues.Empty):
+            print(lines.get(timeout=0.2), flush=True)
+        status = consumer.status()
+        if status.state != state:
+            state = status.state
+            print(f" [*] The consumer is {state}.", flush=True)
+        if status.dead != dead:
+            reasons = [record.error for record in consumer.records if record.outcome == "dead"]
+            for reason in reasons[dead - status.dead :]:
+                print(f" [!] A message went to {consumer.dead_queue}: {reason}", flush=True)
+            dead = status.dead
