@@ -196,7 +196,7 @@ def measure_start(*, way: str | None = None, say: Say | None = None) -> StartTim
         try:
             started = time.monotonic()
             compose.run_throw_away(name, node.port, node.management_port)
-            return _time_doors(node, started, "docker")
+            return _time_doors(node, started, "docker", tell)
         finally:
             compose.remove_throw_away(name)
     script = _server(tell)
@@ -205,13 +205,15 @@ def measure_start(*, way: str | None = None, say: Say | None = None) -> StartTim
         try:
             started = time.monotonic()
             node.launch(script, with_parent=True)
-            return _time_doors(node, started, "local")
+            return _time_doors(node, started, "local", tell)
         finally:
             node.kill()
 
 
-def _time_doors(node: Node, started: float, way: str) -> StartTimes:
+def _time_doors(node: Node, started: float, way: str, tell: Say) -> StartTimes:
     seen: dict[str, float] = {}
+    told, answering = started, 0
+    tell("A second broker is launched on free ports ...")
     while len(seen) < 3:
         now = time.monotonic() - started
         if now > READY_TIMEOUT_S:
@@ -224,6 +226,11 @@ def _time_doors(node: Node, started: float, way: str) -> StartTimes:
                 seen["amqp"] = time.monotonic() - started
         if "management" not in seen and page_answers(node.settings.management_url, timeout_s=1.0):
             seen["management"] = time.monotonic() - started
+        for answering in range(answering + 1, len(seen) + 1):
+            tell(f"{answering} of 3 doors answer")
+        if not seen and time.monotonic() - told >= 2:
+            told = time.monotonic()
+            tell("  nothing answers yet")
         time.sleep(0.02)
     return StartTimes(seen["port"], seen["amqp"], seen["management"], way)
 
