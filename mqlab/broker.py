@@ -226,7 +226,8 @@ def _time_doors(node: Node, started: float, way: str, tell: Say) -> StartTimes:
                 seen["amqp"] = time.monotonic() - started
         if "management" not in seen and page_answers(node.settings.management_url, timeout_s=1.0):
             seen["management"] = time.monotonic() - started
-        for answering in range(answering + 1, len(seen) + 1):
+        while answering < len(seen):
+            answering += 1
             tell(f"{answering} of 3 doors answer")
         if not seen and time.monotonic() - told >= 2:
             told = time.monotonic()
