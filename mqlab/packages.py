@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -61,47 +62,35 @@ def fetch_server(*, say: Callable[[str], object] = print) -> Path:
         work = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache))
         try:
             started = time.monotonic()
-            options, names = _find_names(cache, say)
-            _download(options, names, work, say)
-            for package in sorted(work.glob("*.deb")):
-                _run(["dpkg-deb", "-x", str(package), str(work / "tree")])
+            options = _apt_options(work, own_lists=False)
+            try:
+                names = _download(options, work, say)
+            except StartFailed:
+                say("The system's package lists are missing or out of date: fetching fresh ones.")
+                options = _apt_options(work, own_lists=True)
+                _run(["apt-get", *options, "-qq", "update"])
+                names = _download(options, work, say)
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                list(pool.map(lambda deb: _unpack(deb, work / "tree"), work.glob("*.deb")))
             _check_libraries(work / "tree", options, names)
             _set_root(work / "tree", cache / "rabbitmq")
             (work / "tree").rename(cache / "rabbitmq")
-            say(f"Unpacked into {cache / 'rabbitmq'} in {time.monotonic() - started:.0f} s.")
+            say(f"Unpacked into {cache / 'rabbitmq'}; {time.monotonic() - started:.0f} s in all.")
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return cache / "rabbitmq/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 
-def _find_names(cache: Path, say: Callable[[str], object]) -> tuple[list[str], list[str]]:
-    """The apt options and package names to use: the system's package lists, else fresh own ones."""
-    options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    names = _depends(options)
-    if names and not _run(["apt-get", *options, "--print-uris", "download", *names], check=False):
-        names = []
-    # Lists from long ago name packages that the mirror no longer has: ask for one small one.
-    if names:
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as probe:
-            probed = _run(["apt-get", *options, "download", "erlang-tftp"], cwd=probe, check=False)
-            names = names if probed and any(Path(probe).glob("*.deb")) else []
-    if names:
-        return options, names
-    say("The system's package lists are missing or out of date: fetching lists of our own.")
-    state = cache / "apt"
-    (state / "lists/partial").mkdir(parents=True, exist_ok=True)
-    (state / "archives/partial").mkdir(parents=True, exist_ok=True)
-    options += ["-o", f"Dir::State={state}", "-o", "Dir::State::status=/var/lib/dpkg/status"]
-    options += ["-o", f"Dir::Cache={state}"]
-    _run(["apt-get", *options, "-qq", "update"])
-    names = _depends(options)
-    if not names:
-        raise StartFailed(
-            "The package lists of this system have no rabbitmq-server.",
-            why="it is in `main` of Debian and Ubuntu; other distributions may leave it out",
-            fix="install RabbitMQ yourself and set MQLAB_RABBITMQ=/path/to/rabbitmq-server",
-        )
-    return options, names
+def _apt_options(work: Path, *, own_lists: bool) -> list[str]:
+    """Options that let an ordinary user run apt, and keep its index for the next call."""
+    (work / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
+    (work / "apt/archives/partial").mkdir(parents=True, exist_ok=True)
+    options = ["-o", f"Dir::Cache={work}/apt"]
+    if os.geteuid() == 0:  # apt's own user may not look into this folder
+        options += ["-o", "APT::Sandbox::User=root"]
+    if own_lists:
+        options += ["-o", f"Dir::State={work}/apt", "-o", "Dir::State::status=/var/lib/dpkg/status"]
+    return options
 
 
 def _depends(options: list[str]) -> list[str]:
@@ -113,16 +102,22 @@ def _depends(options: list[str]) -> list[str]:
     return ["rabbitmq-server", *sorted(erlang)] if "rabbitmq-server" in lines and erlang else []
 
 
-def _download(
-    options: list[str], names: list[str], work: Path, say: Callable[[str], object]
-) -> None:
+def _download(options: list[str], work: Path, say: Callable[[str], object]) -> list[str]:
+    """Download the packages into ``work`` and return their names."""
+    names = _depends(options)
+    if not names:
+        raise StartFailed(
+            "The package lists of this system have no rabbitmq-server.",
+            why="it is in `main` of Debian and Ubuntu; other distributions may leave it out",
+            fix="install RabbitMQ yourself and set MQLAB_RABBITMQ=/path/to/rabbitmq-server",
+        )
     uris = _run(["apt-get", *options, "--print-uris", "download", *names]).splitlines()
     total = sum(int(line.split()[2]) for line in uris if line.startswith("'")) / 1e6
     say(
         f"Fetching RabbitMQ and Erlang, {len(names)} packages of this distribution, {total:.0f} MB "
         "(once; nothing is installed)."
     )
-    log = work / "apt.log"
+    log = work / "apt/log"
     with log.open("w") as output:
         process = subprocess.Popen(
             ["apt-get", *options, "-qq", "download", *names],
@@ -141,6 +136,11 @@ def _download(
             code = process.wait()
     if code != 0:
         raise _failed("apt-get download", log.read_text())
+    return names
+
+
+def _unpack(package: Path, tree: Path) -> None:
+    _run(["dpkg-deb", "-x", str(package), str(tree)])
 
 
 def _check_libraries(tree: Path, options: list[str], names: list[str]) -> None:
