@@ -1,4 +1,4 @@
-"""The worker for a terminal: ``python -m mqlab work``. Prints what the walk-through's worker prints.
+"""The worker for a terminal, ``python -m mqlab work``: prints what the walk-through's prints.
 
 The work is done by a BackgroundConsumer; this only prints, in the main thread, and ends it well.
 """

@@ -1,0 +1,51 @@
+"""What several tests need: raw looks at the broker, and waiting with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pika
+
+from mqlab.settings import Settings
+
+
+@contextmanager
+def raw_channel(settings: Settings) -> Iterator[Any]:
+    """A plain pika channel, to publish and to look without mqlab."""
+    with pika.BlockingConnection(settings.parameters(name="a test looks")) as connection:
+        yield connection.channel()
+
+
+def depth(settings: Settings, queue: str) -> int:
+    """How many messages are ready in the queue."""
+    with raw_channel(settings) as channel:
+        count: int = channel.queue_declare(queue, passive=True).method.message_count
+        return count
+
+
+def consumers(settings: Settings, queue: str) -> int:
+    """How many consumers the broker has on the queue."""
+    with raw_channel(settings) as channel:
+        count: int = channel.queue_declare(queue, passive=True).method.consumer_count
+        return count
+
+
+def take_all(settings: Settings, queue: str) -> list[tuple[Any, Any, bytes]]:
+    """Take every ready message off the queue: (method, properties, body) each."""
+    taken = []
+    with raw_channel(settings) as channel:
+        while (message := channel.basic_get(queue, auto_ack=True))[0] is not None:
+            taken.append(message)
+    return taken
+
+
+def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> Any:
+    """Wait until ``holds()`` is true and return it; fail after ``within_s`` seconds."""
+    deadline = time.monotonic() + within_s
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"not true within {within_s:g} s"
+        time.sleep(0.02)
+    return value
