@@ -41,7 +41,7 @@ def find_unpacked() -> Path | None:
     tree = cache_dir() / "rabbitmq"
     erl = tree / "usr/lib/erlang/bin/erl"
     # Erlang's start script carries its own path: a cache that was moved here is of no use.
-    if erl.is_file() and f"ROOTDIR={_quoted(tree)}/" in erl.read_text():
+    if erl.is_file() and f"ROOTDIR={tree}/" in erl.read_text():
         return tree / "usr/lib/rabbitmq/bin/rabbitmq-server"
     return None
 
@@ -53,6 +53,12 @@ def fetch_server(*, say: Callable[[str], object] = print) -> Path:
     interrupts it, the next call works. Raises StartFailed, with the tool's own words.
     """
     cache = cache_dir()
+    if any(character.isspace() for character in str(cache)):
+        raise StartFailed(
+            f"RabbitMQ cannot live in {cache}.",
+            why="its start script does not work in a folder with a space in its path",
+            fix="export XDG_CACHE_HOME=/a/path/without/a/space  and run the command again",
+        )
     cache.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(cache / "fetch.lock", timeout=FETCH_TIMEOUT_S):
         if (script := find_unpacked()) is not None:
@@ -68,7 +74,10 @@ def fetch_server(*, say: Callable[[str], object] = print) -> Path:
             except StartFailed:
                 say("The system's package lists are missing or out of date: fetching fresh ones.")
                 options = _apt_options(work, own_lists=True)
-                _run(["apt-get", *options, "-qq", "update"])
+                # It counts as done even where no mirror could be reached: keep its words.
+                words = _run(["apt-get", *options, "-q", "update"], check=False, stderr=True)
+                if not _depends(options):
+                    raise _failed("apt-get update", words) from None
                 names = _download(options, work, say)
             with ThreadPoolExecutor(max_workers=4) as pool:
                 list(pool.map(lambda deb: _unpack(deb, work / "tree"), work.glob("*.deb")))
@@ -106,11 +115,7 @@ def _download(options: list[str], work: Path, say: Callable[[str], object]) -> l
     """Download the packages into ``work`` and return their names."""
     names = _depends(options)
     if not names:
-        raise StartFailed(
-            "The package lists of this system have no rabbitmq-server.",
-            why="it is in `main` of Debian and Ubuntu; other distributions may leave it out",
-            fix="install RabbitMQ yourself and set MQLAB_RABBITMQ=/path/to/rabbitmq-server",
-        )
+        raise StartFailed("The package lists of this system have no rabbitmq-server.")
     uris = _run(["apt-get", *options, "--print-uris", "download", *names]).splitlines()
     total = sum(int(line.split()[2]) for line in uris if line.startswith("'")) / 1e6
     say(
@@ -167,40 +172,36 @@ def _set_root(tree: Path, final: Path) -> None:
     erlang = tree / "usr/lib/erlang"
     for script in [erlang / "bin/erl", *erlang.glob("erts-*/bin/erl")]:
         text = script.read_text()
-        new = text.replace("=/usr/lib/erlang", f"={_quoted(final)}/usr/lib/erlang")
+        new = text.replace("=/usr/lib/erlang", f"={final}/usr/lib/erlang")
         script.write_text(new)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace(" ", "\\ ")
 
 
 def _environ() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
 
 
-def _run(command: list[str], *, check: bool = True, cwd: str | Path | None = None) -> str:
-    """Run a tool and give its output; "" where it fails and ``check`` is off."""
+def _run(command: list[str], *, check: bool = True, stderr: bool = False) -> str:
+    """Run a tool and give its output; without ``check``, "" where it fails."""
     try:
         done = subprocess.run(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=FETCH_TIMEOUT_S, env=_environ(),
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if stderr else subprocess.PIPE,
+            text=True, timeout=FETCH_TIMEOUT_S, env=_environ(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         if check:
             raise _failed(command[0], str(error)) from error
         return ""
-    if done.returncode != 0:
-        if check:
-            raise _failed(command[0], done.stderr or done.stdout)
-        return ""
-    return done.stdout
+    if check and done.returncode != 0:
+        raise _failed(command[0], done.stderr or done.stdout)
+    return done.stdout if done.returncode == 0 or stderr else ""
 
 
 def _failed(tool: str, words: str) -> StartFailed:
-    lines = [line.strip() for line in words.splitlines() if line.strip()][-4:]
+    lines = [line for line in words.splitlines() if line.startswith(("E:", "W:", "dpkg"))]
     return StartFailed(
         f"RabbitMQ could not be fetched: {tool} failed.",
-        why="\n        ".join(lines) or "it said nothing",
-        fix="check the network and run the command again; nothing half-done was left behind",
+        why="\n        ".join((lines or words.splitlines())[-4:]) or "it said nothing",
+        fix="check the network and run the command again (nothing half-done was left behind),\n"
+        "        or take another way: python -m mqlab doctor",
     )

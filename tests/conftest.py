@@ -17,8 +17,13 @@ from mqlab.ports import free_port
 from mqlab.settings import Settings
 
 
-def missing(what: str) -> None:
-    """A component that this test needs is not here: skip on a desk, fail in CI."""
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], None]:
+    """What to call when a component that a test needs is not here: skip at home, fail in CI."""
+    return _missing
+
+
+def _missing(what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing, and CI must have it")
     pytest.skip(f"{what} is missing")
@@ -93,7 +98,7 @@ def server_script() -> Path:
     script = find_server() or packages.find_unpacked()
     if script is None:
         if not packages.can_fetch():
-            missing("RabbitMQ")
+            _missing("RabbitMQ")
         script = packages.fetch_server(say=lambda _line: None)
     return script
 
@@ -102,5 +107,5 @@ def _private_broker(folder: Path) -> PrivateBroker:
     try:
         return PrivateBroker(folder)
     except NoBrokerFound:
-        missing("RabbitMQ")
+        _missing("RabbitMQ")
         raise
