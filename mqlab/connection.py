@@ -334,7 +334,8 @@ def explain_mismatch(error: BaseException) -> QueueMismatch | None:
         return None
     name, queue, asked, current = found.groups()
     return QueueMismatch(
-        f"The queue {queue!r} exists with {name} = {current}; asked for was {asked}.",
+        f"The queue {queue!r} exists with {name} = {current.removeprefix('the value ')}; "
+        f"asked for was {asked.removeprefix('the value ')}.",
         why="somebody declared it in another way, and a queue's properties cannot be changed",
         fix="use another queue name; or, if its messages may go, delete it on the management page",
     )

@@ -244,32 +244,27 @@ class BackgroundConsumer:
         """
         deadline = time.monotonic() + timeout_s
         step = max(1, count // 10)
-        shown = 0
-        while True:
+        for goal in (*range(step, count, step), count):
             with self._changed:
                 self._changed.wait_for(
-                    partial(self._has_reached, min(count, shown + step)),
-                    max(0.0, deadline - time.monotonic()),
+                    partial(self._has_reached, goal), max(0.0, deadline - time.monotonic())
                 )
-                ready = min(count, self._unwaited)
-                if ready == count:
+                ready = self._unwaited
+                if ready >= count:
                     settled = [r for r in self._records if r.outcome in ("done", "dead")]
-                    records = settled[len(settled) - self._unwaited :][:count]
-                    self._waited_for += count
-            while shown + step <= ready:
-                shown += step
-                if show_progress:
-                    print(f"{shown} of {count} done")
-            if ready == count:
-                return records
-            if self._has_ended:
+                    records = settled[max(0, len(settled) - ready) :][:count]
+            if ready < goal and self._has_ended:
                 raise self._failure(f"The consumer ended with {ready} of {count} tasks done.")
-            if time.monotonic() >= deadline:
+            if ready < goal:
                 raise WaitTimeout(
                     f"{ready} of {count} tasks were done within {timeout_s:g} s.",
                     why="they take longer, or fewer were sent",
                     fix="wait again, or look at status()",
                 )
+            if show_progress:
+                print(f"{goal} of {count} done")
+        self._waited_for += count
+        return records
 
     def stop(self, timeout_s: float = 10.0) -> StopReport:
         """Take no more tasks, let the running ones finish for ``timeout_s`` seconds, and close.

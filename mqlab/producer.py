@@ -20,7 +20,7 @@ import pika
 
 from mqlab.connection import Connection
 from mqlab.errors import MqlabError, NotSent, OutcomeUnknown, Rejected, SendError, Unroutable
-from mqlab.settings import Settings
+from mqlab.settings import HEARTBEAT_S, Settings
 from mqlab.task import QUEUE, Task
 
 WINDOW = 1000
@@ -136,6 +136,7 @@ class Producer:
         settings: Settings | None = None,
         timeout_s: float = 10.0,
         declare: bool = True,
+        heartbeat_s: int = HEARTBEAT_S,
     ) -> None:
         self.queue, self.timeout_s = queue, timeout_s
         self._declare = declare
@@ -150,6 +151,7 @@ class Producer:
             on_channel=self._set_up,
             on_lost=self._take_back,
             on_failed=self._fail_all,
+            heartbeat_s=heartbeat_s,
         )
         self._connection.open(timeout_s)
 

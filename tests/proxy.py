@@ -18,7 +18,8 @@ class Proxy:
         self._target = (target.host, target.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.settings = dataclasses.replace(target, port=self._listener.getsockname()[1])
-        self.swallow = False
+        self.swallow = False  # what both sides say; connections stay open
+        self.swallow_answers = False  # what the broker says
         self.delay_s = 0.0
         self.cuts = self.accepted = 0
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -29,6 +30,8 @@ class Proxy:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        with contextlib.suppress(OSError):  # close alone does not wake a thread in accept
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 
@@ -63,15 +66,15 @@ class Proxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._pairs.append((client, server))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            for ends in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if self.delay_s:
                     time.sleep(self.delay_s)
-                if not self.swallow:
+                if not (self.swallow or (answers and self.swallow_answers)):
                     sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from mqlab import Producer, send_task_to_queue
+from mqlab.errors import (
+    MqlabError,
+    NotSent,
+    OutcomeUnknown,
+    QueueMismatch,
+    Rejected,
+    TaskError,
+    Unroutable,
+)
+from mqlab.producer import WINDOW
+from mqlab.settings import Settings
+from tests.helpers import depth, eventually, raw_channel, take_all
+from tests.proxy import Proxy
+
+
+def test_a_sent_task_is_in_the_queue_with_one_id_everywhere(
+    broker_settings: Settings, queue: str
+) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        record = producer.send("a report")
+    [(_, properties, body)] = take_all(broker_settings, queue)
+    fields = json.loads(body)
+    assert fields == {"task_id": record.task_id, "data": "a report", "timestamp": record.sent_at}
+    assert properties.message_id == record.task_id
+    assert properties.delivery_mode == 2
+    assert properties.content_type == "application/json"
+
+
+def test_the_queue_is_declared_as_the_walk_through_declares_it(
+    broker_settings: Settings, queue: str
+) -> None:
+    Producer(queue, settings=broker_settings).close()
+    with raw_channel(broker_settings) as channel:
+        channel.queue_declare(queue=queue, durable=True)  # 406 if anything else was asked for
+
+
+def test_the_parts_of_the_wait_add_up_to_the_callers_wait(
+    broker_settings: Settings, queue: str
+) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        started = time.perf_counter()
+        record = producer.send("x")
+        waited = time.perf_counter() - started
+    assert 0 < record.publish_s < record.wait_s <= waited
+    assert record.connect_s == record.declare_s == 0
+    assert record.wait_s > waited * 0.5
+
+
+def test_send_many_confirms_all_in_order(broker_settings: Settings, queue: str) -> None:
+    count = 3 * WINDOW + 7
+    with Producer(queue, settings=broker_settings) as producer:
+        record = producer.send_many(range(count))
+    taken = [json.loads(body) for _, _, body in take_all(broker_settings, queue)]
+    assert [fields["data"] for fields in taken] == list(range(count))
+    assert tuple(fields["task_id"] for fields in taken) == record.task_ids
+
+
+def test_sending_nothing_is_fine(broker_settings: Settings, queue: str) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        assert producer.send_many([]).task_ids == ()
+
+
+def test_many_threads_share_one_producer(broker_settings: Settings, queue: str) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        threads = [
+            threading.Thread(target=lambda: [producer.send("x") for _ in range(25)])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert producer.status().sent == 200
+    taken = take_all(broker_settings, queue)
+    assert len({properties.message_id for _, properties, _ in taken}) == len(taken) == 200
+
+
+def test_row_08_a_bad_item_sends_nothing_and_leaves_the_connection(
+    broker_settings: Settings, queue: str
+) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        with pytest.raises(TaskError):
+            producer.send_many(["fine", {1, 2}])
+        with pytest.raises(TaskError):
+            producer.send({1, 2})
+        assert depth(broker_settings, queue) == 0
+        producer.send("still works")
+        assert producer.status().reconnected == 0
+    assert depth(broker_settings, queue) == 1
+
+
+def test_row_15_a_cut_is_survived_with_the_same_id(broker_settings: Settings, queue: str) -> None:
+    with Proxy(broker_settings) as proxy, Producer(queue, settings=proxy.settings) as producer:
+        producer.send("before")
+        assert proxy.cut() == 1
+        record = producer.send("after", timeout_s=20)
+        assert producer.status().reconnected == 1
+    ids = [properties.message_id for _, properties, _ in take_all(broker_settings, queue)]
+    assert len(ids) in (2, 3)
+    assert ids[-1] == record.task_id
+
+
+def test_row_15_an_unconfirmed_send_is_repeated_with_the_same_id(
+    broker_settings: Settings, queue: str
+) -> None:
+    with Proxy(broker_settings) as proxy, Producer(queue, settings=proxy.settings) as producer:
+        proxy.swallow_answers = True  # the broker gets it, and its confirm gets lost
+        done: list[object] = []
+        thread = threading.Thread(target=lambda: done.append(producer.send("x", timeout_s=20)))
+        thread.start()
+        eventually(lambda: depth(broker_settings, queue) == 1)
+        proxy.swallow_answers = False
+        assert proxy.cut() == 1
+        thread.join(20)
+        [record] = done
+        assert producer.status().repeated == 1
+    assert record.repeated == 1  # type: ignore[attr-defined]
+    ids = [properties.message_id for _, properties, _ in take_all(broker_settings, queue)]
+    assert ids == [record.task_id] * 2  # type: ignore[attr-defined]
+
+
+def test_row_16_a_silent_network_is_unknown_in_time(broker_settings: Settings, queue: str) -> None:
+    with Proxy(broker_settings) as proxy, Producer(queue, settings=proxy.settings) as producer:
+        proxy.swallow = True
+        started = time.monotonic()
+        with pytest.raises(OutcomeUnknown) as caught:
+            producer.send("x", timeout_s=1)
+        assert time.monotonic() - started < 2
+        assert list(caught.value.outcomes.values()) == ["unknown"]
+
+
+def test_a_task_that_never_left_is_not_sent(broker_settings: Settings, queue: str) -> None:
+    with Proxy(broker_settings) as proxy:
+        producer = Producer(queue, settings=proxy.settings)
+    # The proxy is gone: there is nothing to connect to any more.
+    eventually(lambda: producer.status().state == "reconnecting")
+    with pytest.raises(NotSent) as caught:
+        producer.send("x", timeout_s=0.5)
+    assert list(caught.value.outcomes.values()) == ["not sent"]
+    producer.close()
+    assert depth(broker_settings, queue) == 0
+
+
+def test_an_unknown_task_can_be_sent_again_with_its_id(
+    broker_settings: Settings, queue: str
+) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        record = producer.send("x", task_id="my-id")
+    [(_, properties, body)] = take_all(broker_settings, queue)
+    assert record.task_id == properties.message_id == json.loads(body)["task_id"] == "my-id"
+
+
+def test_row_18_a_queue_with_other_properties_is_named_and_left(
+    broker_settings: Settings, queue: str
+) -> None:
+    with raw_channel(broker_settings) as channel:
+        channel.queue_declare(queue, durable=False)
+        channel.basic_publish("", queue, b"keep me")
+    with pytest.raises(QueueMismatch) as caught:
+        Producer(queue, settings=broker_settings)
+    assert f"'{queue}' exists with durable = 'false'; asked for was 'true'" in str(caught.value)
+    assert "next:" in str(caught.value)
+    assert depth(broker_settings, queue) == 1
+
+
+def test_row_20_a_queue_that_went_away_is_unroutable(broker_settings: Settings, queue: str) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        with raw_channel(broker_settings) as channel:
+            channel.queue_delete(queue)
+        with pytest.raises(Unroutable):
+            producer.send("x")
+        with pytest.raises(Unroutable, match="3 unroutable") as caught:
+            producer.send_many(range(3))
+        assert set(caught.value.outcomes.values()) == {"unroutable"}
+
+
+def test_row_20_without_declaring_a_missing_queue_is_unroutable(
+    broker_settings: Settings, queue: str
+) -> None:
+    with (
+        Producer(queue, settings=broker_settings, declare=False) as producer,
+        pytest.raises(Unroutable),
+    ):
+        producer.send("x")
+
+
+def test_a_full_queue_that_refuses_is_rejected(broker_settings: Settings, queue: str) -> None:
+    with raw_channel(broker_settings) as channel:
+        arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+    with Producer(queue, settings=broker_settings, declare=False) as producer:
+        producer.send("fits")
+        with pytest.raises(Rejected):
+            producer.send("does not")
+        with pytest.raises(Rejected) as caught:
+            producer.send_many(range(5))
+        assert list(caught.value.outcomes.values()) == ["rejected"] * 5
+
+
+def test_row_23_queues_of_ones_own_do_not_meet(broker_settings: Settings, queue: str) -> None:
+    other = f"{queue}.dead"  # deleted by the fixture
+    with (
+        Producer(queue, settings=broker_settings) as mine,
+        Producer(other, settings=broker_settings) as yours,
+    ):
+        mine.send("mine")
+        yours.send_many(["yours", "yours"])
+    assert (depth(broker_settings, queue), depth(broker_settings, other)) == (1, 2)
+
+
+def test_a_closed_producer_says_so(broker_settings: Settings, queue: str) -> None:
+    producer = Producer(queue, settings=broker_settings)
+    producer.close()
+    assert producer.status().state == "closed"
+    with pytest.raises(MqlabError, match="closed"):
+        producer.send("x")
+
+
+def test_closing_leaves_no_thread(broker_settings: Settings, queue: str) -> None:
+    before = threading.active_count()
+    Producer(queue, settings=broker_settings).close()
+    assert threading.active_count() == before
+
+
+def test_idle_minutes_do_not_cost_the_connection(broker_settings: Settings, queue: str) -> None:
+    """Heartbeats go on while nobody calls: with 1 s, the broker would close after 3 s."""
+    with Producer(queue, settings=broker_settings, heartbeat_s=1) as producer:
+        time.sleep(4)  # what is tested is that time passes and nothing happens
+        producer.send("x")
+        assert producer.status().reconnected == 0
+
+
+def test_send_task_to_queue_prints_the_walk_throughs_lines(
+    broker_settings: Settings, queue: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = send_task_to_queue("an audit", queue=queue, settings=broker_settings)
+    assert capsys.readouterr().out.splitlines() == [
+        f"*** [API Server/Producer] Task ID {record.task_id[:8]} published successfully! ***",
+        f"*** [API Server/Producer] Immediate wait time: {record.publish_s:.4f} seconds ***",
+        "*** [API Server/Producer] Full computation runs in the background. ***",
+        "",
+    ]
+    [(_, properties, _)] = take_all(broker_settings, queue)
+    assert properties.message_id == record.task_id
+
+
+def test_send_task_to_queue_times_every_step(broker_settings: Settings, queue: str) -> None:
+    started = time.perf_counter()
+    record = send_task_to_queue("x", queue=queue, settings=broker_settings, quiet=True)
+    waited = time.perf_counter() - started
+    parts = (record.connect_s, record.declare_s, record.publish_s, record.confirm_s)
+    assert all(part > 0 for part in parts)
+    assert sum(parts) == pytest.approx(record.wait_s)
+    assert waited * 0.3 < record.wait_s < waited
