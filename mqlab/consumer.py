@@ -98,7 +98,7 @@ class StopReport:
     may_run_twice: tuple[str, ...]
 
     def __repr__(self) -> str:
-        lines = [f"Stopped. {self.done} tasks done."]
+        lines = [f"Stopped. {self.done} task{'s' * (self.done != 1)} done."]
         if self.returned:
             lines.append(f"Back in the queue, not started: {_short(self.returned)}.")
         if self.may_run_twice:

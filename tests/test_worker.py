@@ -1,0 +1,98 @@
+"""The commands work, send and sync, as a person types them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from mqlab import Producer
+from mqlab.settings import Settings
+from tests.helpers import consumers, depth, eventually, raw_channel, take_all
+
+
+def mqlab(settings: Settings, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mqlab", *arguments]
+
+
+def run(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        mqlab(settings, *arguments),
+        env={**os.environ, "AMQP_URL": settings.url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def worker(broker_settings: Settings, queue: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        mqlab(broker_settings, "work", "--queue", queue, "--duration", "0.2"),
+        env={**os.environ, "AMQP_URL": broker_settings.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "waiting for heavy tasks" in process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_work_prints_the_walk_throughs_lines_with_the_messages_own_id(
+    worker: subprocess.Popen[str], broker_settings: Settings, queue: str, ending: signal.Signals
+) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        task_id = producer.send("Audit Report").task_id[:8]
+    with raw_channel(broker_settings) as channel:
+        channel.basic_publish("", queue, b"junk")
+    eventually(lambda: _dead(broker_settings, queue))
+    worker.send_signal(ending)
+    said, _ = worker.communicate(timeout=20)
+    assert worker.returncode == 0
+    result = "COMPLETED: Report generated for 'Audit Report'"
+    assert said.split("\n")[:4] == [
+        "--- [Background Worker] Received task for: Audit Report. Starting heavy work... ---",
+        "",
+        f"--- [Worker] Starting Task ID: {task_id} with data: Audit Report ---",
+        f"--- [Worker] Task ID: {task_id} Finished. Result: {result} ---",
+    ]
+    assert f"A message went to {queue}.dead: not a task" in said
+    assert "Stopped. 1 task done." in said
+    assert consumers(broker_settings, queue) == 0
+
+
+def test_work_without_a_broker_says_what_to_do() -> None:
+    failed = run(Settings(port=1), "work")
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert "python -m mqlab broker start" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_send_sends_one_task_and_shows_its_cost(broker_settings: Settings, queue: str) -> None:
+    sent = run(broker_settings, "send", "Audit Report", "--queue", queue)
+    assert sent.returncode == 0, sent.stderr
+    [(_, properties, _)] = take_all(broker_settings, queue)
+    assert f"Task ID {properties.message_id[:8]} published successfully!" in sent.stdout
+    assert re.search(r"connect .* ms, declare .* ms, publish .* ms, confirm .* ms", sent.stdout)
+
+
+def test_sync_needs_no_broker_and_waits(queue: str) -> None:
+    waited = run(Settings(port=1), "sync", "Sales Report")
+    assert waited.returncode == 0, waited.stderr
+    assert re.search(r"Total time waited: 5\.\d\d seconds", waited.stdout)
+
+
+def _dead(settings: Settings, queue: str) -> bool:
+    with raw_channel(settings) as channel:
+        channel.queue_declare(f"{queue}.dead", durable=True)
+    return depth(settings, f"{queue}.dead") == 1
