@@ -5,9 +5,9 @@ The work is done by a BackgroundConsumer; this only prints, in the main thread, 
 
 from __future__ import annotations
 
-import contextlib
 import queue as queues
 import signal
+import time
 
 from mqlab.consumer import BackgroundConsumer
 from mqlab.settings import Settings
@@ -38,10 +38,17 @@ def run_worker(
         handle, queue=queue, settings=settings, workers=workers, name="worker"
     )
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    dead = 0
     try:
         consumer.start()
         print(" [*] Background Worker is waiting for heavy tasks. To exit press CTRL+C", flush=True)
-        _print_until_it_fails(consumer, lines)
+        state = "running"
+        while state != "failed":
+            time.sleep(0.1)
+            dead = _print_news(consumer, lines, dead)
+            if consumer.status().state != state:
+                state = consumer.status().state
+                print(f" [*] The consumer is {state}.", flush=True)
     except KeyboardInterrupt:
         print(" [*] Stopping. A running task has 10 s to finish; Ctrl-C again stops at once.")
     try:
@@ -50,23 +57,18 @@ def run_worker(
         report = consumer.stop(timeout_s=0.0)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    while not lines.empty():
-        print(lines.get())
+    _print_news(consumer, lines, dead)
     print(f" [*] {report}", flush=True)
     return 0
 
 
-def _print_until_it_fails(consumer: BackgroundConsumer, lines: queues.SimpleQueue[str]) -> None:
-    state, dead = "running", 0
-    while state != "failed":
-        with contextlib.suppress(queues.Empty):
-            print(lines.get(timeout=0.2), flush=True)
-        status = consumer.status()
-        if status.state != state:
-            state = status.state
-            print(f" [*] The consumer is {state}.", flush=True)
-        if status.dead != dead:
-            reasons = [record.error for record in consumer.records if record.outcome == "dead"]
-            for reason in reasons[dead - status.dead :]:
-                print(f" [!] A message went to {consumer.dead_queue}: {reason}", flush=True)
-            dead = status.dead
+def _print_news(consumer: BackgroundConsumer, lines: queues.SimpleQueue[str], dead: int) -> int:
+    """Print what came up since ``dead`` messages were dead; return how many are dead now."""
+    while not lines.empty():
+        print(lines.get(), flush=True)
+    now_dead = consumer.status().dead
+    if now_dead > dead:
+        reasons = [record.error for record in consumer.records if record.outcome == "dead"]
+        for reason in reasons[dead - now_dead :]:
+            print(f" [!] A message went to {consumer.dead_queue}: {reason}", flush=True)
+    return now_dead

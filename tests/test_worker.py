@@ -16,13 +16,13 @@ from mqlab.settings import Settings
 from tests.helpers import consumers, depth, eventually, raw_channel, take_all
 
 
-def mqlab(settings: Settings, *arguments: str) -> list[str]:
+def mqlab(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mqlab", *arguments]
 
 
 def run(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        mqlab(settings, *arguments),
+        mqlab(*arguments),
         env={**os.environ, "AMQP_URL": settings.url},
         capture_output=True,
         text=True,
@@ -33,7 +33,7 @@ def run(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]
 @pytest.fixture
 def worker(broker_settings: Settings, queue: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        mqlab(broker_settings, "work", "--queue", queue, "--duration", "0.2"),
+        mqlab("work", "--queue", queue, "--duration", "0.2"),
         env={**os.environ, "AMQP_URL": broker_settings.url},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -86,7 +86,7 @@ def test_send_sends_one_task_and_shows_its_cost(broker_settings: Settings, queue
     assert re.search(r"connect .* ms, declare .* ms, publish .* ms, confirm .* ms", sent.stdout)
 
 
-def test_sync_needs_no_broker_and_waits(queue: str) -> None:
+def test_sync_needs_no_broker_and_waits() -> None:
     waited = run(Settings(port=1), "sync", "Sales Report")
     assert waited.returncode == 0, waited.stderr
     assert re.search(r"Total time waited: 5\.\d\d seconds", waited.stdout)
