@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ import filelock
 from mqlab import compose, packages
 from mqlab.connection import handshake
 from mqlab.errors import BrokerError, ConnectError, NoBrokerFound, SettingsError, StartFailed
-from mqlab.node import HOME, READY_TIMEOUT_S, Node, find_server
+from mqlab.node import DISK_ALARM_MB, HOME, READY_TIMEOUT_S, Node, find_server
 from mqlab.ports import check_free, free_port, identify, is_open
 from mqlab.settings import AMQP_PORT, MANAGEMENT_PORT, Settings, read_port
 
@@ -279,10 +280,17 @@ def _start_node(node: Node, with_parent: bool, say: Say) -> Broker:
     say("Starting RabbitMQ as a private node of this user (3 to 10 s) ...")
     try:
         node.kill()  # an epmd left behind by a node that was killed
-        version = node.wait_ready(node.launch(script, with_parent=with_parent))
+        node.launch(script, with_parent=with_parent)
+        version = node.wait_ready()
     except BaseException:  # Ctrl-C too: what was started is ended
         node.kill()
         raise
+    free = shutil.disk_usage(node.state_dir).free / 1e6
+    if free < DISK_ALARM_MB:
+        say(
+            f"Only {free:.0f} MB are free on the disk of {node.state_dir}: RabbitMQ's disk alarm "
+            f"is on, and nobody can send until there are {DISK_ALARM_MB:.0f}."
+        )
     return Broker(node.settings, "local", version, started=True, checkout=str(HOME))
 
 
@@ -292,7 +300,7 @@ def _adopt(node: Node) -> Broker | None:
         return None
     node = node.as_recorded()
     try:
-        version = node.wait_ready(None)
+        version = node.wait_ready()
     except StartFailed:
         if node.is_running():
             raise

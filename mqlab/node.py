@@ -12,9 +12,9 @@ import re
 import secrets
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,6 +28,9 @@ READY_TIMEOUT_S = 60.0
 """Seconds. A start takes 3 to 5; a busy machine was seen to need 20."""
 STOP_TIMEOUT_S = 20.0
 """Seconds. A clean stop takes about 6 with the management page."""
+DISK_ALARM_MB = 50.0
+"""RabbitMQ's own default: with less free space it lets nobody publish."""
+SYSTEM_CODES = r"\b(enospc|edquot|erofs|eacces|eaddrinuse|emfile|enomem)\b"
 MARK = "MQLAB_NODE_DIR"
 HOME = Path(__file__).resolve().parents[1]
 """The checkout that this code is in: kept with a node, so that a second one can say whose it is."""
@@ -36,13 +39,13 @@ HOME = Path(__file__).resolve().parents[1]
 _children: list[subprocess.Popen[bytes]] = []
 
 
-@dataclass(frozen=True)
 class Node:
     """A node's state folder and its two ports. Making one starts nothing."""
 
-    state_dir: Path
-    port: int
-    management_port: int
+    def __init__(self, state_dir: Path, port: int, management_port: int) -> None:
+        self.state_dir, self.port, self.management_port = state_dir, port, management_port
+        self._process: subprocess.Popen[bytes] | None = None  # None: started by somebody else
+        self._output = -1
 
     @property
     def settings(self) -> Settings:
@@ -73,49 +76,52 @@ class Node:
         """The checkout whose command started it, or "" if it does not run."""
         return next((env.get("MQLAB_NODE_HOME", "") for _, env in _marked(self.state_dir)), "")
 
-    def launch(self, script: Path, *, with_parent: bool = False) -> subprocess.Popen[bytes]:
-        """Start epmd and the server, and return the server's process at once.
+    def launch(self, script: Path, *, with_parent: bool = False) -> None:
+        """Start epmd and the server, and return at once.
 
-        ``with_parent`` ends both when the calling thread's process ends, on Linux.
+        ``with_parent`` ends both when the thread that calls this ends, on Linux. Raises
+        StartFailed if the state folder cannot be written or a program is missing.
         """
-        self._write_files()
-        environ = self._environ(script)
-        # The node outlives the terminal, unless it is tied to its parent.
-        tie = ["setpriv", "--pdeathsig", "KILL", "--"] if with_parent and _can_tie() else []
-
-        def run(command: list[str], output: str) -> subprocess.Popen[bytes]:
-            with (self.state_dir / "log" / output).open("wb") as log:
-                process = subprocess.Popen(
+        try:
+            self._write_files()
+            environ = self._environ(script)
+            # The node outlives the terminal, unless it is tied to its parent.
+            tie = ["setpriv", "--pdeathsig", "KILL", "--"] if with_parent and _can_tie() else []
+            self._output = _open_output()
+            # An epmd of our own: the server's is left behind, and listens on every interface.
+            epmd = [_find_epmd(environ["PATH"]), "-port", environ["ERL_EPMD_PORT"]]
+            for command in ([*epmd, "-address", "127.0.0.1"], [str(script)]):
+                self._process = subprocess.Popen(
                     tie + command, env=environ, cwd=self.state_dir, start_new_session=True,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,
                 )  # fmt: skip
-            _children.append(process)
-            return process
+                _children.append(self._process)
+        except OSError as error:
+            raise StartFailed(
+                f"A node cannot be started in {self.state_dir}.",
+                why=f"{error.strerror or error}"
+                + (f": {error.filename}" if error.filename else ""),
+                fix="make room or give the right to write there, or set XDG_STATE_HOME",
+            ) from error
 
-        # Our own epmd: one that the server starts is left behind, and listens on every interface.
-        epmd = _find_epmd(environ["PATH"])
-        run([epmd, "-port", environ["ERL_EPMD_PORT"], "-address", "127.0.0.1"], "epmd.out")
-        return run([str(script)], "console.out")
-
-    def wait_ready(
-        self, process: subprocess.Popen[bytes] | None, timeout_s: float = READY_TIMEOUT_S
-    ) -> str:
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> str:
         """Wait until the node completes an AMQP handshake; return its version.
 
-        ``process`` is what ``launch`` gave, None for a node that somebody else has started.
         Raises StartFailed with RabbitMQ's own words if the node ends, or is not ready in time.
         """
         deadline = time.monotonic() + timeout_s
         next_look = 0.0
         while time.monotonic() < deadline:
-            if process is not None and process.poll() is not None:
-                raise self._failed(
-                    f"RabbitMQ ended while it started (status {process.returncode})."
-                )
-            if process is None and time.monotonic() > next_look:  # a look costs some 30 ms
+            if self._process is not None and self._process.poll() is not None:
+                raise self._failed(f"RabbitMQ ended with status {self._process.returncode}.")
+            if time.monotonic() > next_look:
                 next_look = time.monotonic() + 1.0
                 if not self.is_running():
                     raise self._failed("RabbitMQ ended while it started.")
+                if re.search(
+                    r"\benospc\b|no space left", self._console()
+                ):  # it may hang then, rather than end
+                    raise self._failed("RabbitMQ cannot start: the disk is full.")
             if is_open(self.port):
                 with contextlib.suppress(MqlabError):
                     return handshake(self.settings, timeout_s=5.0)
@@ -146,18 +152,24 @@ class Node:
             fix="restart the machine, or choose another port",
         )
 
-    def last_words(self, lines: int = 12) -> list[str]:
-        """The lines of the last start's logs that tell what went wrong, in RabbitMQ's own words."""
-        text = ""
-        for name in ("console.out", "rabbitmq.log"):
-            with contextlib.suppress(OSError):
-                text += (self.state_dir / "log" / name).read_text(errors="replace") + "\n"
-        return pick_words(text)[:lines]
+    def _console(self) -> str:
+        """What the server and epmd have printed since ``launch``."""
+        return (
+            os.pread(self._output, 200_000, 0).decode(errors="replace") if self._output >= 0 else ""
+        )
 
     def _failed(self, what: str) -> StartFailed:
-        words = "\n        ".join(self.last_words())
+        words = pick_words(self._console())
+        if not words:
+            with contextlib.suppress(OSError):
+                words = pick_words(self.log.read_text(errors="replace"))
+        fix = f"put right what it names and start again; the whole log is in {self.log}"
+        free = shutil.disk_usage(self.state_dir).free / 1e6
+        if free < DISK_ALARM_MB:
+            words.insert(0, f"only {free:.1f} MB are free on the disk of {self.state_dir}")
+            fix = "make room on that disk, or set XDG_STATE_HOME to a folder on another one"
         return StartFailed(
-            what, why=words or "it left no word in its log", fix=f"the whole log is in {self.log}"
+            what, why="\n        ".join(words) or "it said nothing about it", fix=fix
         )
 
     def _write_files(self) -> None:
@@ -171,6 +183,7 @@ class Node:
             "management.tcp.ip = 127.0.0.1\n"
             f"management.tcp.port = {self.management_port}\n"
             "log.file = rabbitmq.log\n"
+            "log.console = true\nlog.console.level = error\n"
         )
         (self.state_dir / "enabled_plugins").write_text("[rabbitmq_management].\n")
         # Erlang writes its cookie in steps, and refuses to start with one that is cut short.
@@ -237,7 +250,9 @@ def find_server() -> Path | None:
 
 
 def pick_words(text: str) -> list[str]:
-    """From RabbitMQ's logs, the lines that a person would quote: errors, without their stamps."""
+    """From what RabbitMQ printed, the lines that a person would quote: errors, without stamps."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)  # colours
+    text = re.sub(r"\n\s+##  ##.*?Starting broker\.\.\.", "\n", text, flags=re.DOTALL)  # its banner
     picked: list[str] = []
     for line in text.splitlines():
         stamped = re.match(r"\d{4}-\d\d-\d\d \S+ \[(\w+)\] <[\d.]+> ?(.*)", line)
@@ -245,7 +260,18 @@ def pick_words(text: str) -> list[str]:
         words = words.strip(" =-")
         if level in ("error", "critical", "alert", "emergency") and words and words not in picked:
             picked.append(words)
-    return picked
+    # The system's own code for what went wrong says most; Erlang buries it in a long report.
+    codes = [n for n, words in enumerate(picked) if re.search(SYSTEM_CODES, words)]
+    first = max(0, codes[0] - 4) if codes else 0
+    return picked[first : first + 8]
+
+
+def _open_output() -> int:
+    """A file that a full disk does not touch, for what is printed until the node is ready."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("mqlab-node")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _marked(state_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
