@@ -123,8 +123,8 @@ def staircase(
     expected = list(predicted_s) if predicted_s is not None else [run.duration_s] * len(waits)
     places = list(range(1, len(waits) + 1))
     bars = ax.bar(places, waits, color=ACCENT, width=0.7, label="measured")
-    edges = [place - 0.5 for place in [*places, len(waits) + 1]]
-    ax.stairs(expected, edges[: len(expected) + 1], color=DARK, linewidth=2.5, label="predicted")
+    edges = [place + 0.5 for place in range(len(expected) + 1)]
+    ax.stairs(expected, edges, color=DARK, linewidth=2.5, label="predicted")
     if len(waits) <= 12:
         ax.bar_label(bars, [f"{w:.2f}" for w in waits], padding=5, fontsize=12)
     ax.set_ylim(0, max(*waits, *expected) * 1.15)
@@ -237,9 +237,10 @@ def task_timeline(records: Sequence[TaskRecord], ax: Axes | None = None) -> Axes
     ax.set_xlim(0, end * 1.03)
     ax.set_xlabel("seconds after the first task was sent")
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, columnspacing=1.2)
-    workers = {r.worker for r in rows if r.worker}
+    workers = len({r.worker for r in rows if r.worker})
     ax.set_label(
-        f"Time line of {len(numbers)} tasks and {len(workers)} workers: {len(acked)} acknowledged. "
+        f"Time line of {_count(len(numbers), 'task')} and {_count(workers, 'worker')}: "
+        f"{len(acked)} acknowledged. "
         f"Longest wait in the queue {format_time(max(waits))}, longest work "
         f"{format_time(max(works))}, all over after {format_time(end)}."
     )
@@ -248,6 +249,10 @@ def task_timeline(records: Sequence[TaskRecord], ax: Axes | None = None) -> Axes
 
 def _sent_at(record: TaskRecord) -> float:
     return record.received_at if record.sent_at is None else record.sent_at
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _round_time(seconds: float) -> str:
