@@ -44,7 +44,7 @@ class Node:
 
     def __init__(self, state_dir: Path, port: int, management_port: int) -> None:
         self.state_dir, self.port, self.management_port = state_dir, port, management_port
-        self._process: subprocess.Popen[bytes] | None = None  # None: started by somebody else
+        self._launched: list[subprocess.Popen[bytes]] = []  # empty: started by somebody else
         self._output = -1
 
     @property
@@ -82,6 +82,7 @@ class Node:
         ``with_parent`` ends both when the thread that calls this ends, on Linux. Raises
         StartFailed if the state folder cannot be written or a program is missing.
         """
+        self._launched = []
         try:
             self._write_files()
             environ = self._environ(script)
@@ -91,11 +92,12 @@ class Node:
             # An epmd of our own: the server's is left behind, and listens on every interface.
             epmd = [_find_epmd(environ["PATH"]), "-port", environ["ERL_EPMD_PORT"]]
             for command in ([*epmd, "-address", "127.0.0.1"], [str(script)]):
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     tie + command, env=environ, cwd=self.state_dir, start_new_session=True,
                     stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,
                 )  # fmt: skip
-                _children.append(self._process)
+                self._launched.append(process)
+                _children.append(process)
         except OSError as error:
             raise StartFailed(
                 f"A node cannot be started in {self.state_dir}.",
@@ -112,16 +114,15 @@ class Node:
         deadline = time.monotonic() + timeout_s
         next_look = 0.0
         while time.monotonic() < deadline:
-            if self._process is not None and self._process.poll() is not None:
-                raise self._failed(f"RabbitMQ ended with status {self._process.returncode}.")
+            server = self._launched[-1] if self._launched else None
+            if server and server.poll() is not None:
+                raise self._failed(f"RabbitMQ ended with status {server.returncode}.")
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + 1.0
-                if not self.is_running():
+                if not server and not self.is_running():
                     raise self._failed("RabbitMQ ended while it started.")
-                if re.search(
-                    r"\benospc\b|no space left", self._console()
-                ):  # it may hang then, rather than end
-                    raise self._failed("RabbitMQ cannot start: the disk is full.")
+                if re.search(r"\benospc\b|no space left", self._console()):
+                    raise self._failed("RabbitMQ cannot start: the disk is full.")  # it may hang
             if is_open(self.port):
                 with contextlib.suppress(MqlabError):
                     return handshake(self.settings, timeout_s=5.0)
@@ -132,19 +133,21 @@ class Node:
         """Stop the node cleanly, then what is left of it by force, epmd last."""
         servers = [p for p in self.processes() if _name(p) == "beam.smp"]
         for server in servers:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 server.terminate()
         psutil.wait_procs(servers, timeout=timeout_s)
         self.kill()
 
     def kill(self) -> None:
         """End everything of the node at once. Durable messages survive that, as a power cut."""
+        for launched in self._launched:  # in its first instant a process has no environment yet
+            launched.kill()
         for _ in range(250):  # again, for a child that was born in between
             processes = self.processes()
             if not processes:
                 return
             for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.Error):
                     process.kill()
             time.sleep(0.02)
         raise StartFailed(  # pragma: no cover - a process that the kernel cannot end

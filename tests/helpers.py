@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 
 import pika
 
+from mqlab import packages
+from mqlab.node import Node, find_server
 from mqlab.settings import Settings
 
 
@@ -49,3 +52,16 @@ def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> Any:
         assert time.monotonic() < deadline, f"not true within {within_s:g} s"
         time.sleep(0.02)
     return value
+
+
+def rabbitmqctl(node: Node, *arguments: str) -> str:
+    """Run rabbitmqctl against a private node, in the environment that its server has."""
+    [server] = [process for process in node.processes() if process.name() == "beam.smp"]
+    environ = server.environ()
+    script = (find_server() or packages.fetch_server()).with_name("rabbitmqctl")
+    done = subprocess.run(
+        [str(script), "-n", environ["RABBITMQ_NODENAME"], *arguments],
+        env=environ, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -85,6 +85,27 @@ def test_row_13_a_bound_shorter_than_the_attempt_is_kept(silent_port: int) -> No
     assert time.monotonic() - started < 1.0
 
 
+def test_row_15_a_cut_in_the_handshake_is_not_taken_for_a_refusal(
+    broker_settings: Settings,
+) -> None:
+    with socket.create_connection((broker_settings.host, broker_settings.port)) as broker:
+        broker.sendall(b"AMQP\x00\x00\x09\x01")
+        start_frame = broker.recv(65536)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def start_and_cut() -> None:
+            end, _ = listener.accept()
+            end.sendall(start_frame)
+            end.recv(65536)
+            end.recv(65536)  # the login
+            end.close()
+
+        threading.Thread(target=start_and_cut, daemon=True).start()
+        with pytest.raises(ConnectError) as caught:
+            handshake(Settings(port=listener.getsockname()[1]), timeout_s=3)
+    assert type(caught.value) is ConnectError
+
+
 def kept(settings: Settings, lost: list[str]) -> Connection:
     connection = Connection(
         settings,
