@@ -111,23 +111,28 @@ class Node:
 
         Raises StartFailed with RabbitMQ's own words if the node ends, or is not ready in time.
         """
-        deadline = time.monotonic() + timeout_s
-        next_look = 0.0
-        while time.monotonic() < deadline:
-            server = self._launched[-1] if self._launched else None
-            if server and server.poll() is not None:
-                raise self._failed(f"RabbitMQ ended with status {server.returncode}.")
-            if time.monotonic() > next_look:
-                next_look = time.monotonic() + 1.0
-                if not server and not self.is_running():
-                    raise self._failed("RabbitMQ ended while it started.")
-                if re.search(r"\benospc\b|no space left", self._console()):
-                    raise self._failed("RabbitMQ cannot start: the disk is full.")  # it may hang
-            if is_open(self.port):
-                with contextlib.suppress(MqlabError):
-                    return handshake(self.settings, timeout_s=5.0)
-            time.sleep(0.05)
-        raise self._failed(f"RabbitMQ was not ready after {timeout_s:.0f} s.")
+        try:
+            deadline = time.monotonic() + timeout_s
+            next_look = 0.0
+            while time.monotonic() < deadline:
+                server = self._launched[-1] if self._launched else None
+                if server and server.poll() is not None:
+                    raise self._failed(f"RabbitMQ ended with status {server.returncode}.")
+                if time.monotonic() > next_look:
+                    next_look = time.monotonic() + 1.0
+                    if not server and not self.is_running():
+                        raise self._failed("RabbitMQ ended while it started.")
+                    if re.search(r"\benospc\b|no space left", self._console()):
+                        raise self._failed(
+                            "RabbitMQ cannot start: the disk is full."
+                        )  # it may hang
+                if is_open(self.port):
+                    with contextlib.suppress(MqlabError):
+                        return handshake(self.settings, timeout_s=5.0)
+                time.sleep(0.05)
+            raise self._failed(f"RabbitMQ was not ready after {timeout_s:.0f} s.")
+        finally:
+            self._close_output()
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop the node cleanly, then what is left of it by force, epmd last."""
@@ -140,6 +145,7 @@ class Node:
 
     def kill(self) -> None:
         """End everything of the node at once. Durable messages survive that, as a power cut."""
+        self._close_output()
         for launched in self._launched:  # in its first instant a process has no environment yet
             launched.kill()
         for _ in range(250):  # again, for a child that was born in between
@@ -160,6 +166,11 @@ class Node:
         return (
             os.pread(self._output, 200_000, 0).decode(errors="replace") if self._output >= 0 else ""
         )
+
+    def _close_output(self) -> None:
+        if self._output >= 0:
+            os.close(self._output)
+            self._output = -1
 
     def _failed(self, what: str) -> StartFailed:
         words = pick_words(self._console())
