@@ -128,7 +128,8 @@ class Server:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_TIMEOUT_S)
-        for member in [self.process, *family]:
+        self.process.kill()
+        for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         self.process.wait()
