@@ -115,12 +115,12 @@ def start(
     with _only_one(node, say):
         if way != "docker" and (running := _adopt(node)):
             return running
-        found = identify(settings.port) if is_open(settings.port) else None
-        if found and found.is_rabbitmq and way != "local":
+        found = identify(settings.port) if way != "local" and is_open(settings.port) else None
+        if found and found.is_rabbitmq:
             with contextlib.suppress(ConnectError):
                 version = handshake(settings)
                 return Broker(settings, "docker" if compose.is_up() else "found", version)
-        check_free(node.port, node.management_port)
+        check_free(node.port, node.management_port, found)
         if way == "docker" or (way is None and not compose.why_not()):
             return _start_docker(node, say)
         return _start_node(node, with_parent, say)

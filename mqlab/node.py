@@ -101,8 +101,7 @@ class Node:
         except OSError as error:
             raise StartFailed(
                 f"A node cannot be started in {self.state_dir}.",
-                why=f"{error.strerror or error}"
-                + (f": {error.filename}" if error.filename else ""),
+                why=f"{error.strerror or error} {error.filename or ''}".strip(),
                 fix="make room or give the right to write there, or set XDG_STATE_HOME",
             ) from error
 
@@ -122,10 +121,9 @@ class Node:
                     next_look = time.monotonic() + 1.0
                     if not server and not self.is_running():
                         raise self._failed("RabbitMQ ended while it started.")
+                    # It may hang then, rather than end.
                     if re.search(r"\benospc\b|no space left", self._console()):
-                        raise self._failed(
-                            "RabbitMQ cannot start: the disk is full."
-                        )  # it may hang
+                        raise self._failed("RabbitMQ cannot start: the disk is full.")
                 if is_open(self.port):
                     with contextlib.suppress(MqlabError):
                         return handshake(self.settings, timeout_s=5.0)

@@ -74,16 +74,20 @@ def identify(port: int) -> Listener:
     return Listener("a program that speaks neither AMQP nor HTTP", program=program)
 
 
-def check_free(port: int, management_port: int) -> None:
-    """Raise PortTaken, within 2 s, if one of the two ports is in use."""
+def check_free(port: int, management_port: int, found: Listener | None = None) -> None:
+    """Raise PortTaken, within 2 s, if one of the two ports is in use.
+
+    ``found`` is what ``identify`` told of the first, if it was asked before.
+    """
     for taken, option, variable, use in (
         (port, "--port", "MQLAB_AMQP_PORT", "AMQP"),
         (management_port, "--management-port", "MQLAB_MANAGEMENT_PORT", "the management page"),
     ):
         if not is_free(taken):
+            holder = (found if taken == port else None) or identify(taken)
             other = next((p for p in range(taken + 10, 65536, 10) if is_free(p)), free_port())
             raise PortTaken(
-                f"Port {taken}, meant for {use}, is taken by {identify(taken)}.",
+                f"Port {taken}, meant for {use}, is taken by {holder}.",
                 why="it was there before, and mqlab leaves alone what it did not start",
                 fix=f"choose another port: export {variable}={other}  (the notebooks read it too), "
                 f"or for one command {option} {other}",
