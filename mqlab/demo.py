@@ -108,7 +108,7 @@ def _print_table(sync: SyncRecord, alone: Sequence[SendRecord], kept: Sequence[S
     for name, records in rows.items():
         summary = summarise(records)
         p95 = format_time(summary.p95_s) if summary.repeats > 1 else ""
-        print(f"{name:34}{format_time(summary.p50_s):>16}{p95:>20}")
+        print(f"{name:34}{format_time(summary.p50_s):>16}{p95:>20}".rstrip())
     print("\nwhere a send on a new connection spends its time (medians):")
     for part in ("connect", "declare", "publish", "confirm"):
         seconds = statistics.median(getattr(record, f"{part}_s") for record in alone)
