@@ -24,6 +24,9 @@ notebooks: .venv/.ready-dev
 	$(RUN) -m mqlab broker run -- .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --KernelManager.transport_encryption=auto notebooks/*.ipynb
+	.venv/bin/jupyter nbconvert --coalesce-streams --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.clear_cell_metadata=False notebooks/*.ipynb \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask="{('language_info','name'),'kernelspec'}"
 
 lock: .venv/.ready
 	$(call compile,requirements.txt,requirements.lock)
