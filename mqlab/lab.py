@@ -62,9 +62,10 @@ def run_lab(*, browser: bool = True) -> int:
         _say("Ctrl-C here, or File > Shut Down there, ends what this command started.")
         if browser:
             server.open_browser()
-        while server.process.poll() is None:
+        while (status := server.process.poll()) is None:
             time.sleep(0.2)
     except KeyboardInterrupt:
+        status = 0
         _say("\nEnding ...")
     finally:
         _ignore_signals()
@@ -72,8 +73,7 @@ def run_lab(*, browser: bool = True) -> int:
             server.stop()
         if found is not None and found.started:
             broker.stop(way=found.way, port=found.settings.port, say=_say)
-    status = server.process.returncode if server is not None else 0
-    if status not in (0, -signal.SIGTERM):
+    if status:
         _say(f"JupyterLab ended with status {status}. What it said is in {log_file(root)}")
         return 1
     if found is not None:
