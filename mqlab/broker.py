@@ -339,6 +339,11 @@ def _forced(way: str | None) -> str | None:
     return way
 
 
+def default_node() -> Node:
+    """The private node that the environment's ports name, whether it runs or not."""
+    return _node(_local_settings(None, None), None)
+
+
 def _local_settings(port: int | None, management_port: int | None) -> Settings:
     """The address of the broker of this machine, whatever AMQP_URL says."""
     port = port or read_port(os.environ, "MQLAB_AMQP_PORT", AMQP_PORT)

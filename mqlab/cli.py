@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     logs.add_argument("--lines", type=int, default=40, help="how many lines (default: 40)")
 
+    _add(commands, "doctor", "tell what is fine here, what is not, and what mends it", run_doctor)
+
     work = _add(commands, "work", "do the tasks of a queue until Ctrl-C", run_work)
     work.add_argument("--workers", type=int, default=1, help="tasks at one time (default: 1)")
     work.add_argument(
@@ -110,6 +112,21 @@ def run_status(arguments: argparse.Namespace) -> int:
     print(found)
     page = found.settings.management_url
     print(f"Management page: {page}" + ("" if broker.page_answers(page) else "  (does not answer)"))
+    return 0
+
+
+def run_doctor(_arguments: argparse.Namespace) -> int:
+    from mqlab import doctor
+
+    failed: list[str] = []
+    for finding in doctor.examine():
+        print(finding, flush=True)
+        if finding.state == doctor.FAIL:
+            failed.append(finding.subject)
+    if failed:
+        print(f"\nNeeded, and not fine: {', '.join(failed)}.")
+        return 1
+    print("\nEverything that is needed is here.")
     return 0
 
 
