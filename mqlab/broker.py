@@ -84,7 +84,7 @@ def require(settings: Settings | None = None, timeout_s: float = 5.0) -> Broker:
         node = _node(settings, None)
         if node.is_running():
             return Broker(settings, "local", version, checkout=node.started_by())
-        if compose.is_up():
+        if compose.is_up(settings.port):
             return Broker(settings, "docker", version)
     return Broker(settings, "found", version)
 
@@ -119,7 +119,9 @@ def start(
         if found and found.is_rabbitmq:
             with contextlib.suppress(ConnectError):
                 version = handshake(settings)
-                return Broker(settings, "docker" if compose.is_up() else "found", version)
+                return Broker(
+                    settings, "docker" if compose.is_up(settings.port) else "found", version
+                )
         check_free(node.port, node.management_port, found)
         if way == "docker" or (way is None and not compose.why_not()):
             return _start_docker(node, say)
@@ -145,7 +147,7 @@ def stop(
             say("Stopping RabbitMQ (some 6 s) ...")
             node.stop()
             say(f"Stopped. Queues and durable messages are kept in {node.state_dir}.")
-        elif way != "local" and compose.is_up():
+        elif way != "local" and compose.is_up(settings.port):
             say("Stopping RabbitMQ in Docker ...")
             compose.down()
             say("Stopped. Queues and durable messages are kept in the Docker volume.")
@@ -191,7 +193,7 @@ def logs(*, port: int | None = None, state_dir: Path | None = None, lines: int =
             fix="look there, or unset AMQP_URL to see the one on this machine",
         )
     node = _node(_local_settings(port, None), state_dir)
-    if not node.is_running() and compose.is_up():
+    if not node.is_running() and compose.is_up(node.port):
         return compose.logs(lines)
     if not node.log.exists():
         raise BrokerError(
@@ -204,8 +206,8 @@ def logs(*, port: int | None = None, state_dir: Path | None = None, lines: int =
 def measure_start(*, way: str | None = None, say: Say | None = None) -> StartTimes:
     """Start a second broker on free ports, time it until each door answers, and remove it.
 
-    ``way`` is ``local`` or ``docker``, by default the one of the broker in use, else what works
-    here. Raises as ``start`` does.
+    ``way`` is ``local`` or ``docker``, by default Docker where an engine answers. Raises as
+    ``start`` does.
     """
     tell = say or (lambda _line: None)
     if _forced(way) == "docker" or (_forced(way) is None and not compose.why_not()):

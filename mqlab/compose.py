@@ -28,12 +28,12 @@ def why_not(timeout_s: float = 5.0) -> str:
     return ""
 
 
-def is_up(timeout_s: float = 5.0) -> bool:
-    """Whether the container of this checkout's docker-compose.yml runs."""
+def is_up(port: int, timeout_s: float = 5.0) -> bool:
+    """Whether the container of docker-compose.yml runs, with its AMQP port at that one."""
     if not shutil.which("docker") or not FILE.is_file():
         return False
-    ok, output = _compose(["ps", "--quiet", "--status", "running"], timeout_s=timeout_s)
-    return ok and bool(output.strip())
+    ok, output = _compose(["port", "rabbitmq", "5672"], timeout_s=timeout_s)
+    return ok and output.strip().endswith(f":{port}")
 
 
 def up(settings: Settings, management_port: int) -> None:

@@ -109,7 +109,7 @@ def test_without_an_engine_the_reason_is_told_in_words(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compose.why_not() == "Docker is not installed"
-    assert compose.is_up() is False
+    assert compose.is_up(AMQP_PORT) is False
 
 
 def test_a_docker_without_an_engine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
