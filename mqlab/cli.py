@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mqlab.errors import MqlabError
 from mqlab.task import QUEUE
@@ -81,6 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
     sync.add_argument("data", help='what the report is about, such as "Sales Report"')
     for command in (work, send):
         command.add_argument("--queue", default=QUEUE, help=f"the queue (default: {QUEUE})")
+
+    demo = _add(commands, "demo", "the walk-through in half a minute, with a picture", run_demo)
+    demo.add_argument("--png", type=Path, default=Path("mqlab-demo.png"), help="the picture's file")
 
     lab = _add(commands, "lab", "start a broker and JupyterLab, and end both together", run_lab)
     lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
@@ -174,6 +178,13 @@ def run_command(arguments: argparse.Namespace) -> int:
             return subprocess.run(command, env=environ, check=False).returncode
         except OSError as error:
             raise MqlabError(f"{command[0]} cannot be run.", why=str(error.strerror)) from error
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    from mqlab.demo import demo
+
+    demo(png=arguments.png)
+    return 0
 
 
 def run_lab(arguments: argparse.Namespace) -> int:
