@@ -119,9 +119,8 @@ def start(
         if found and found.is_rabbitmq:
             with contextlib.suppress(ConnectError):
                 version = handshake(settings)
-                return Broker(
-                    settings, "docker" if compose.is_up(settings.port) else "found", version
-                )
+                there = "docker" if compose.is_up(settings.port) else "found"
+                return Broker(settings, there, version)
         check_free(node.port, node.management_port, found)
         if way == "docker" or (way is None and not compose.why_not()):
             return _start_docker(node, say)

@@ -185,7 +185,7 @@ class Node:
         )
 
     def _write_files(self) -> None:
-        for folder in ("home", "data", "log"):
+        for folder in ("home", "log"):
             (self.state_dir / folder).mkdir(parents=True, exist_ok=True)
         self.state_dir.chmod(0o700)
         if self.log.exists():
@@ -224,7 +224,7 @@ class Node:
             "RABBITMQ_CONF_ENV_FILE": os.devnull,
             "RABBITMQ_CONFIG_FILE": f"{state}/rabbitmq.conf",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{state}/enabled_plugins",
-            "RABBITMQ_MNESIA_BASE": f"{state}/data",
+            "RABBITMQ_MNESIA_BASE": f"{state}/{_data_folder(script)}",
             "RABBITMQ_LOG_BASE": f"{state}/log",
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -284,6 +284,12 @@ def _open_output() -> int:
         return os.memfd_create("mqlab-node")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def _data_folder(script: Path) -> str:
+    """A folder for each series: one version cannot always read what another wrote."""
+    series = re.search(r"rabbitmq\D*(\d+\.\d+)\.\d", str(script.resolve()))
+    return f"data-{series[1]}" if series else "data"
 
 
 def _marked(state_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:

@@ -16,7 +16,7 @@ import pytest
 
 from mqlab import broker
 from mqlab.errors import StartFailed
-from mqlab.node import Node, find_server, pick_words
+from mqlab.node import Node, _data_folder, find_server, pick_words
 from mqlab.ports import free_port, is_open
 from mqlab.settings import Settings
 
@@ -257,3 +257,15 @@ def test_a_kill_of_nothing_is_fine(node: Node) -> None:
         node.kill()
     assert node.processes() == []
     assert node.started_by() == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "folder"),
+    [
+        ("/usr/lib/rabbitmq/lib/rabbitmq_server-3.10.8/sbin/rabbitmq-server", "data-3.10"),
+        ("/opt/homebrew/Cellar/rabbitmq/4.1.4/sbin/rabbitmq-server", "data-4.1"),
+        ("/somewhere/sbin/rabbitmq-server", "data"),
+    ],
+)
+def test_each_series_of_rabbitmq_has_a_data_folder_of_its_own(script: str, folder: str) -> None:
+    assert _data_folder(Path(script)) == folder
