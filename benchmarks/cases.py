@@ -154,6 +154,7 @@ def celery_app(queue: str, handle: Any = None) -> tuple[Any, Any]:
         worker_prefetch_multiplier=PREFETCH,
         task_acks_late=True,
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=False,
     )
     return app, app.task(name="bench.report")(handle or nothing)
