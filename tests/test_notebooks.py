@@ -110,7 +110,8 @@ def test_notebook_gives_the_same_again_and_leaves_nothing(
             pytest.fail(ran.stdout[-6000:], pytrace=False)
         assert f"{len(code_cells(read(path)))} passed" in ran.stdout
         assert time.monotonic() - started < LIMIT_S
-        assert names_on(broker_settings, "queues") == queues
+        # a page may well remove what an interrupted run of it had left
+        assert names_on(broker_settings, "queues") <= queues
         # the management page learns of a closed connection a little later
         eventually(lambda: names_on(broker_settings, "connections") <= connections, 15)
         eventually(lambda: not names_on(broker_settings, "consumers"), 15)
