@@ -155,6 +155,8 @@ def test_row_32_a_taken_port_is_told_within_2_s_by_what_and_how_to_choose_anothe
         server = socket.create_server(("127.0.0.1", 0))
         port, words = server.getsockname()[1], "speaks neither AMQP nor HTTP"
     else:
+        if broker_settings.host not in ("127.0.0.1", "localhost"):
+            pytest.skip("the broker in AMQP_URL is on another machine")
         port, words = broker_settings.port, r"a RabbitMQ \d"
     monkeypatch.setenv(variable, str(port))
     try:
