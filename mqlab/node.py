@@ -90,8 +90,8 @@ class Node:
             tie = ["setpriv", "--pdeathsig", "KILL", "--"] if with_parent and _can_tie() else []
             self._output = _open_output()
             # An epmd of our own: the server's is left behind, and listens on every interface.
-            epmd = [_find_epmd(environ["PATH"]), "-port", environ["ERL_EPMD_PORT"]]
-            for command in ([*epmd, "-address", "127.0.0.1"], [str(script)]):
+            epmd = _find_epmd(environ["PATH"])
+            for command in ([epmd, "-port", environ["ERL_EPMD_PORT"]], [str(script)]):
                 process = subprocess.Popen(
                     tie + command, env=environ, cwd=self.state_dir, start_new_session=True,
                     stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,

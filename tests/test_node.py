@@ -163,6 +163,7 @@ def test_row_34_a_crashed_node_with_stale_state_loses_no_durable_message(node: N
     assert start(node).started is True
 
     assert read_all(node.settings) == list(range(200))
+    assert [process.name() for process in node.processes()].count("epmd") == 1
 
 
 def test_a_node_with_parent_ends_with_it_and_one_without_goes_on(node: Node) -> None:
@@ -205,6 +206,22 @@ def test_row_36_a_full_disk_is_told_in_the_brokers_own_words(
         node.kill()
         subprocess.run(["umount", "--lazy", str(small)], check=True)
     assert server_script.is_file()
+
+
+def test_a_start_that_hangs_on_a_full_disk_is_ended_and_told(
+    node: Node, server_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As RabbitMQ 3.10 does for some sizes of the disk: it reports enospc, and stays."""
+    script = tmp_path / "rabbitmq-server"
+    script.write_text("#!/bin/sh\necho '{error,{file_error,\"LATEST.LOG\",enospc}}'\nsleep 50\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("MQLAB_RABBITMQ", str(script))
+    monkeypatch.setenv("PATH", f"{server_script.parents[2]}/erlang/bin:{os.environ['PATH']}")
+    started = time.monotonic()
+    with pytest.raises(StartFailed, match=r"disk is full[^$]*LATEST\.LOG"):
+        start(node)
+    assert time.monotonic() - started < 10
+    assert node.processes() == []
 
 
 def test_a_failed_start_quotes_rabbitmq_and_ends_what_it_started(
