@@ -101,7 +101,7 @@ def start(
     """Start a broker, or find the one that is there, and return it once AMQP answers.
 
     ``way`` (else ``MQLAB_BROKER``) forces ``docker`` or ``local``. ``with_parent`` makes a private
-    node end with the process that starts it (Linux). ``say`` gets a line for each step. Raises
+    node end with the thread that starts it, so call it from the main one (Linux). ``say`` gets a line for each step. Raises
     PortTaken within 2 s, NoBrokerFound, StartFailed with RabbitMQ's own words, or ConnectError for
     an ``AMQP_URL`` that does not answer. Whatever an interrupted start has started, it ends.
     """
@@ -365,18 +365,24 @@ def _node(settings: Settings, state_dir: Path | None) -> Node:
 def _only_one(node: Node, say: Say) -> Iterator[None]:
     """Let one command at a time start or stop this node. The kernel drops a dead holder's lock."""
     lock = filelock.FileLock(f"{node.state_dir}.lock")
-    node.state_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0.2)
-    except filelock.Timeout:
-        say("Another command is starting or stopping this broker: waiting for it ...")
+        node.state_dir.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=packages.FETCH_TIMEOUT_S)
+            lock.acquire(timeout=0.2)
         except filelock.Timeout:
-            raise BrokerError(
-                "Another command has been starting or stopping this broker for too long.",
-                fix="end that command, or choose another port with --port",
-            ) from None
+            say("Another command is starting or stopping this broker: waiting for it ...")
+            lock.acquire(timeout=packages.FETCH_TIMEOUT_S)
+    except filelock.Timeout:  # before OSError, which it is one of
+        raise BrokerError(
+            "Another command has been starting or stopping this broker for too long.",
+            fix="end that command, or choose another port with --port",
+        ) from None
+    except OSError as error:
+        raise BrokerError(
+            f"The folder {node.state_dir.parent} cannot be used.",
+            why=f"{error.strerror or error}",
+            fix="make room or give the right to write there, or set XDG_STATE_HOME to another one",
+        ) from error
     try:
         yield
     finally:

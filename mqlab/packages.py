@@ -59,7 +59,18 @@ def fetch_server(*, say: Callable[[str], object] = print) -> Path:
             why="its start script does not work in a folder with a space in its path",
             fix="export XDG_CACHE_HOME=/a/path/without/a/space  and run the command again",
         )
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return _fetch_once(cache, say)
+    except OSError as error:
+        raise StartFailed(
+            f"RabbitMQ cannot be unpacked into {cache}.",
+            why=f"{error.strerror or error}",
+            fix="make room or give the right to write there, or set XDG_CACHE_HOME to another one",
+        ) from error
+
+
+def _fetch_once(cache: Path, say: Callable[[str], object]) -> Path:
     with filelock.FileLock(cache / "fetch.lock", timeout=FETCH_TIMEOUT_S):
         if (script := find_unpacked()) is not None:
             return script

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mqlab import broker
-from mqlab.errors import ConnectError, NoBrokerFound, PortTaken, SettingsError
+from mqlab.errors import BrokerError, ConnectError, NoBrokerFound, PortTaken, SettingsError
 from mqlab.node import Node
 from mqlab.ports import free_port, is_open
 from mqlab.settings import Settings
@@ -251,3 +251,13 @@ def test_the_broker_never_shows_a_password(broker_settings: Settings) -> None:
     )
     shown = broker.Broker(settings, "url", "4.3.6")
     assert "s3cret" not in f"{shown} {shown!r}"
+
+
+def test_a_state_folder_that_cannot_be_made_is_told_in_words(
+    bare: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BrokerError, match=r"cannot be used[^$]*XDG_STATE_HOME"):
+        broker.start(way="local", say=lambda _line: None)
+    assert bare.processes() == []
