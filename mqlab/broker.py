@@ -101,9 +101,10 @@ def start(
     """Start a broker, or find the one that is there, and return it once AMQP answers.
 
     ``way`` (else ``MQLAB_BROKER``) forces ``docker`` or ``local``. ``with_parent`` makes a private
-    node end with the thread that starts it, so call it from the main one (Linux). ``say`` gets a line for each step. Raises
-    PortTaken within 2 s, NoBrokerFound, StartFailed with RabbitMQ's own words, or ConnectError for
-    an ``AMQP_URL`` that does not answer. Whatever an interrupted start has started, it ends.
+    node end with the thread that starts it, so call it from the main one (Linux). ``say`` gets a
+    line for each step. Raises PortTaken within 2 s, NoBrokerFound, StartFailed with RabbitMQ's own
+    words, or ConnectError for an ``AMQP_URL`` that does not answer. Whatever an interrupted start
+    has started, it ends.
     """
     if way is None and "AMQP_URL" in os.environ:
         say("AMQP_URL is set: that broker is used, and nothing is started.")

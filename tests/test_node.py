@@ -21,7 +21,8 @@ from mqlab.ports import free_port, is_open
 from mqlab.settings import Settings
 
 START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from pathlib import Path
 from mqlab import broker
 port, management_port, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
