@@ -16,9 +16,12 @@ import pytest
 from mqlab import packages
 from mqlab.errors import StartFailed
 
-FETCH = (
-    "from mqlab import packages; packages.fetch_server(say=lambda line: print(line, flush=True))"
-)
+FETCH = """
+import signal
+from mqlab import packages
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
+packages.fetch_server(say=lambda line: print(line, flush=True))
+"""
 
 
 @pytest.fixture
