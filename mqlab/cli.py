@@ -8,7 +8,6 @@ every command starts fast. Errors of mqlab are printed as they are, without a tr
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -48,9 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     stop = _add(actions, "stop", "stop the broker that `start` started", run_stop)
     status = _add(actions, "status", "tell which broker answers, if any", run_status)
     logs = _add(actions, "logs", "show the last lines of the broker's own log", run_logs)
-    run = _add(actions, "run", "give a command a broker of its own, until it ends", run_command)
+    run = _add(actions, "run", "start the broker, run a command, stop the broker", run_command)
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND with its arguments")
-    run.epilog = "The command finds that broker by AMQP_URL and MQLAB_MANAGEMENT_URL."
+    run.epilog = "A broker that is there already is used, and goes on afterwards."
     start.epilog = (
         "Ways, in this order: AMQP_URL if it is set; Docker Compose if an engine answers; the "
         "RabbitMQ of this machine as a private node; on Debian and Ubuntu its packages, fetched "
@@ -169,15 +168,14 @@ def run_command(arguments: argparse.Namespace) -> int:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise MqlabError("There is no command to run.", fix="broker run -- COMMAND ...")
-    with broker.throw_away() as given:
-        environ = os.environ | {
-            "AMQP_URL": given.settings.url,
-            "MQLAB_MANAGEMENT_URL": given.settings.management_url,
-        }
-        try:
-            return subprocess.run(command, env=environ, check=False).returncode
-        except OSError as error:
-            raise MqlabError(f"{command[0]} cannot be run.", why=str(error.strerror)) from error
+    found = broker.start(with_parent=True)
+    try:
+        return subprocess.run(command, check=False).returncode
+    except OSError as error:
+        raise MqlabError(f"{command[0]} cannot be run.", why=str(error.strerror)) from error
+    finally:
+        if found.started:
+            broker.stop(way=found.way, port=found.settings.port)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

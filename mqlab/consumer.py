@@ -68,7 +68,7 @@ class TaskRecord:
         return text + (" (redelivered)" if self.redelivered else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ConsumerStatus:
     """What the consumer is doing: ``state`` is running, reconnecting, stopped or failed.
 
@@ -87,6 +87,14 @@ class ConsumerStatus:
     redelivered: int
     reconnected: int
     error: MqlabError | None
+
+    def __repr__(self) -> str:
+        counted = ("prefetched", "working", "done", "retried", "dead", "lost", "redelivered")
+        text = f"{self.state}, {self.workers} worker{'s' * (self.workers != 1)} on {self.queue!r}: "
+        parts = [f"{n} {name}" for name in counted if (n := getattr(self, name)) or name == "done"]
+        if self.reconnected:
+            parts.append(f"reconnected {self.reconnected} times")
+        return text + ", ".join(parts) + (f"\n{self.error}" if self.error else "")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -239,8 +247,9 @@ class BackgroundConsumer:
         """Wait until ``count`` tasks are done or dead; return their records, oldest first.
 
         Each task is counted by one wait only, so send 3, wait for 3, can be repeated. Prints
-        ``1 of 3 done`` and so on. Raises WaitTimeout after ``timeout_s`` seconds (nothing is lost:
-        waiting again goes on), ConsumerError if the consumer fails or is stopped meanwhile.
+        ``1 of 3 done`` and so on, and how many of them went to the dead queue. Raises WaitTimeout
+        after ``timeout_s`` seconds (nothing is lost: waiting again goes on), ConsumerError if the
+        consumer fails or is stopped meanwhile.
         """
         deadline = time.monotonic() + timeout_s
         step = max(1, count // 10)
@@ -250,9 +259,8 @@ class BackgroundConsumer:
                     partial(self._has_reached, goal), max(0.0, deadline - time.monotonic())
                 )
                 ready = self._unwaited
-                if ready >= count:
-                    settled = [r for r in self._records if r.outcome in ("done", "dead")]
-                    records = settled[max(0, len(settled) - ready) :][:count]
+                settled = [r for r in self._records if r.outcome in ("done", "dead")]
+            records = settled[max(0, len(settled) - ready) :][:count]
             if ready < goal and self._has_ended:
                 raise self._failure(f"The consumer ended with {ready} of {count} tasks done.")
             if ready < goal:
@@ -262,7 +270,8 @@ class BackgroundConsumer:
                     fix="wait again, or look at status()",
                 )
             if show_progress:
-                print(f"{goal} of {count} done")
+                dead = sum(record.outcome == "dead" for record in records[:goal])
+                print(f"{goal} of {count} done" + f", {dead} of them dead" * bool(dead))
         self._waited_for += count
         return records
 

@@ -164,6 +164,8 @@ def start_jupyter(root: Path) -> Server:
         "JUPYTER_TOKEN_FILE": str(folder / "token"),
         "JUPYTER_RUNTIME_DIR": str(folder),
         "JUPYTER_CONFIG_PATH": os.pathsep.join(part for part in config_path if part),
+        # So that `python` in a terminal of JupyterLab is this project's.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         # Otherwise the tabs of the learner's other projects open here.
         "JUPYTERLAB_WORKSPACES_DIR": str(folder.parent / "workspaces"),
     }

@@ -77,7 +77,7 @@ class SendManyRecord:
         return f"{len(self.task_ids)} tasks confirmed after {self.wait_s * 1000:.2f} ms{again}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ProducerStatus:
     """What the producer is doing: ``state`` is connected, reconnecting, closed or failed."""
 
@@ -89,6 +89,14 @@ class ProducerStatus:
     reconnected: int
     blocked: str | None
     error: MqlabError | None
+
+    def __repr__(self) -> str:
+        text = f"{self.state}, sending to {self.queue!r}: {self.sent} sent"
+        for count, name in ((self.waiting, "waiting"), (self.repeated, "repeated")):
+            text += f", {count} {name}" * bool(count)
+        text += f", reconnected {self.reconnected} times" * bool(self.reconnected)
+        text += f", blocked by the broker: {self.blocked}" if self.blocked else ""
+        return text + (f"\n{self.error}" if self.error else "")
 
 
 class _Batch:
