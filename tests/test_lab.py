@@ -97,13 +97,13 @@ def start_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
         return started[-1]
 
     yield start
-    for each in started:
+    for each in started:  # of a test that failed
         if each.process.poll() is None:
-            family = psutil.Process(each.process.pid).children(recursive=True)
+            each.see_family()
             each.process.kill()
-            for member in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.kill()
+        for member in each.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 def url_of(settings: Settings) -> dict[str, str]:
