@@ -25,7 +25,6 @@ from mqlab.connection import handshake
 from mqlab.errors import StartFailed
 from mqlab.ports import free_port, is_open
 from mqlab.settings import Settings
-from tests.conftest import missing
 
 READY_S = 90.0
 END_S = 30.0
@@ -241,7 +240,7 @@ def test_a_folder_without_notebooks_is_told(
 
 
 def test_the_start_page_opens_in_a_browser_without_a_pop_up(
-    start_lab: Callable[..., Lab], broker_settings: Settings
+    start_lab: Callable[..., Lab], broker_settings: Settings, missing: Callable[[str], None]
 ) -> None:
     from playwright.sync_api import sync_playwright
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-
-from tests.conftest import missing
 
 ROOT = Path(__file__).parents[1]
 PAIRS = [
@@ -56,7 +55,9 @@ def test_no_file_names_a_host(name: str) -> None:
         ("requirements-dev.txt", "3.14"),
     ],
 )
-def test_it_resolves_on_the_oldest_and_the_newest_python(name: str, python: str) -> None:
+def test_it_resolves_on_the_oldest_and_the_newest_python(
+    name: str, python: str, missing: Callable[[str], None]
+) -> None:
     uv = Path(sys.executable).parent / "uv"
     if not uv.exists():
         missing("uv")
