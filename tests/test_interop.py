@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import pytest
 from mqlab import QUEUE, BackgroundConsumer, Producer, Task, broker, perform_heavy_task
 from mqlab.errors import NoBrokerFound, PortTaken
 from mqlab.settings import Settings
-from tests.conftest import missing
 from tests.helpers import consumers, depth, eventually, raw_channel, take_all
 
 SCRIPTS = Path(__file__).parent / "walkthrough"
@@ -27,7 +26,9 @@ quick_task = partial(perform_heavy_task, duration_s=0.1)
 
 
 @pytest.fixture(scope="module")
-def walkthrough_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def walkthrough_broker(
+    tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], None]
+) -> Iterator[Settings]:
     from mqlab.node import Node
 
     state_dir = tmp_path_factory.mktemp("walkthrough").resolve()
