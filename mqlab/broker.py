@@ -158,23 +158,6 @@ def stop(
             say(f"No broker runs at {settings.address}: nothing to stop.")
 
 
-@contextlib.contextmanager
-def throw_away(*, say: Say = print) -> Iterator[Broker]:
-    """Give a private node on free ports for the length of a ``with`` block, and remove it.
-
-    If ``AMQP_URL`` is set, that broker is given, and left as it is. Raises as ``start`` does.
-    """
-    if "AMQP_URL" in os.environ:
-        yield start(say=say)
-        return
-    with tempfile.TemporaryDirectory(prefix="mqlab-run-", ignore_cleanup_errors=True) as folder:
-        node = Node(Path(folder).resolve(), free_port(), free_port())
-        try:
-            yield _start_node(node, with_parent=True, say=say)
-        finally:
-            node.kill()
-
-
 def status(*, port: int | None = None) -> Broker:
     """Give the broker that answers: the one in ``AMQP_URL``, else on this machine's port.
 
