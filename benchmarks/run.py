@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from pathlib import Path
 import pika
 
 from mqlab import broker
+from mqlab.node import Node
+from mqlab.ports import free_port
 
 HERE = Path(__file__).parent
 MANY, FEW = 20_000, 2_000
@@ -69,7 +72,11 @@ def main() -> None:
     ).stdout)  # fmt: skip
     names = [name for name in names if options.only in name]
     figures: dict[str, list[dict[str, float]]] = defaultdict(list)
-    with broker.throw_away() as started:
+    with tempfile.TemporaryDirectory(prefix="mqlab-bench-") as folder:
+        started = broker.start(
+            way="local", port=free_port(), management_port=free_port(),
+            state_dir=Path(folder), with_parent=True,
+        )  # fmt: skip
         print(started)
         for repeat in range(options.repeats):
             # The second repeat runs backwards, and so on: no case always comes after the same one.
@@ -77,6 +84,7 @@ def main() -> None:
                 if not (name in ONCE and repeat):
                     figures[name].append(run_case(name, started.settings.url))
                     print(f"{repeat + 1}/{options.repeats}  {name}: {figures[name][-1]}")
+        Node(Path(folder).resolve(), 0, 0).kill()
     if not options.only:
         table = write_table(figures, started.version)
         print("\n" + table)

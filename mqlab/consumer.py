@@ -454,9 +454,12 @@ class BackgroundConsumer:
 
     def _ack(self, deliveries: list[_Delivery]) -> None:
         now = time.time()
-        alive = [delivery for delivery in deliveries if self._is_current(delivery)]
-        for delivery in alive:
-            delivery.settled = True
+        alive: list[_Delivery] = []
+        lost: list[_Delivery] = []
+        for delivery in deliveries:
+            delivery.settled = self._is_current(delivery)
+            (alive if delivery.settled else lost).append(delivery)
+        self._note_lost(lost)
         run = list(takewhile(lambda tag: self._unacked[tag].settled, self._unacked))
         channel = self._connection.channel
         if run:  # with multiple, one ack settles every tag up to its own: so only without a gap
@@ -469,7 +472,6 @@ class BackgroundConsumer:
             delivery.record.acked_at = now
         if alive:
             self._note(alive)
-        self._note_lost([delivery for delivery in deliveries if not delivery.settled])
 
     def _is_current(self, delivery: _Delivery) -> bool:
         # A delivery tag is only valid on the channel that it came on.
