@@ -2,6 +2,7 @@
 
 from mqlab.consumer import BackgroundConsumer, ConsumerStatus, StopReport, TaskRecord
 from mqlab.errors import MqlabError
+from mqlab.experiment import SyncRecord, run_synchronous_experiment
 from mqlab.producer import Producer, ProducerStatus, SendManyRecord, SendRecord, send_task_to_queue
 from mqlab.settings import Settings
 from mqlab.task import QUEUE, Task, perform_heavy_task
@@ -18,8 +19,10 @@ __all__ = [
     "SendRecord",
     "Settings",
     "StopReport",
+    "SyncRecord",
     "Task",
     "TaskRecord",
     "perform_heavy_task",
+    "run_synchronous_experiment",
     "send_task_to_queue",
 ]

@@ -85,6 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
     demo = _add(commands, "demo", "the walk-through in half a minute, with a picture", run_demo)
     demo.add_argument("--png", type=Path, default=Path("mqlab-demo.png"), help="the picture's file")
 
+    dead = _add(commands, "dead", "read the dead queue, or send what is in it back", None)
+    fates = dead.add_subparsers(metavar="ACTION", required=True)
+    listing = _add(fates, "list", "show the dead messages, and leave them there", run_dead_list)
+    requeue = _add(fates, "requeue", "send the dead messages back to their queue", run_requeue)
+    requeue.add_argument("--id", help="only the task with this id, or its beginning")
+    listing.add_argument("--limit", type=int, default=100, help="how many at most (default: 100)")
+    for command in (listing, requeue):
+        command.add_argument("--queue", default=QUEUE, help=f"the queue (default: {QUEUE})")
+
     lab = _add(commands, "lab", "start a broker and JupyterLab, and end both together", run_lab)
     lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     return parser
@@ -176,6 +185,24 @@ def run_command(arguments: argparse.Namespace) -> int:
     finally:
         if found.started:
             broker.stop(way=found.way, port=found.settings.port)
+
+
+def run_dead_list(arguments: argparse.Namespace) -> int:
+    from mqlab.dead import list_dead
+
+    found = list_dead(arguments.queue, limit=arguments.limit)
+    for message in found:
+        print(message)
+    print(f"{len(found)} dead message{'s' * (len(found) != 1)} of {arguments.queue}.")
+    return 0
+
+
+def run_requeue(arguments: argparse.Namespace) -> int:
+    from mqlab.dead import requeue_dead
+
+    moved = requeue_dead(arguments.queue, task_id=arguments.id)
+    print(f"{moved} message{'s' * (moved != 1)} sent back to {arguments.queue}.")
+    return 0
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

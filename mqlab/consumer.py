@@ -28,6 +28,7 @@ from mqlab.task import QUEUE, Task, perform_heavy_task
 
 RECORDS_KEPT = 5_000
 """The newest records are kept, so that a consumer may run for weeks in the same memory."""
+HEADER_PREFIX = "mqlab-"
 ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
 
 Handler = Callable[[Task], Any]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from typing import Any
@@ -178,6 +179,52 @@ def test_rows_01_to_07_what_is_no_task_goes_to_the_dead_queue_and_the_next_runs(
         assert properties.headers["mqlab-reason"].startswith("not a task: ")
     assert "'task_id'" in dead[3][1].headers["mqlab-reason"]
     assert depth(broker_settings, queue) == 0
+
+
+def random_bodies(count: int, seed: int) -> list[bytes]:
+    """Random bytes, random text, and good bodies with bytes changed, dropped, doubled or cut."""
+    source = random.Random(seed)
+    bodies = []
+    while len(bodies) < count:
+        body = bytearray(task_body(str(len(bodies)), source.choice(["x", 1, None, [1], {"a": 2}])))
+        kind = source.randrange(6)
+        at = source.randrange(len(body))
+        if kind == 0:
+            body = bytearray(source.randbytes(source.randrange(200)))
+        elif kind == 1:
+            body = bytearray("".join(map(chr, source.choices(range(0xD800), k=50))).encode())
+        elif kind == 2:
+            body[at] = source.randrange(256)
+        elif kind == 3:
+            del body[at : at + source.randrange(1, 5)]
+        elif kind == 4:
+            body[at:at] = body[at : at + source.randrange(1, 30)]
+        else:
+            del body[at:]
+        bodies.append(bytes(body))
+    return bodies
+
+
+def test_20000_random_and_mutated_bodies_are_done_or_dead_and_the_consumer_goes_on(
+    broker_settings: Settings, queue: str
+) -> None:
+    seed = random.SystemRandom().randrange(10**9)
+    print(f"seed {seed}")
+    bodies = random_bodies(20_000, seed)
+    publish(broker_settings, queue, *bodies)
+    with BackgroundConsumer(
+        quickly, queue=queue, settings=broker_settings, prefetch=200
+    ) as consumer:
+        consumer.wait(20_000, timeout_s=90, show_progress=False)
+        publish(broker_settings, queue, task_body("the good one"))
+        assert consumer.wait(1, timeout_s=10)[0].task_id == "the good one"
+        status = consumer.status()
+    print(status)
+    assert status.done + status.dead == 20_001
+    assert status.dead > 10_000  # the bodies were bad indeed
+    assert (status.retried, status.lost, status.redelivered, status.reconnected) == (0, 0, 0, 0)
+    assert depth(broker_settings, queue) == 0
+    assert depth(broker_settings, f"{queue}.dead") == status.dead
 
 
 def test_the_dead_keep_their_body_and_properties(broker_settings: Settings, queue: str) -> None:
