@@ -93,7 +93,7 @@ def publish_mqlab_many(queue: str, count: int) -> dict[str, float]:
     with Producer(queue, settings=settings()) as producer:
         producer.send_many([TEXT] * 100)  # warm: code paths, buffers
         found = timed(lambda: producer.send_many([TEXT] * count, timeout_s=120))
-    assert depth(queue) == count + 100
+    wait_for_depth(queue, count + 100)
     return found
 
 
@@ -104,7 +104,7 @@ def publish_raw_socket(queue: str, count: int) -> dict[str, float]:
         connection.channel().queue_declare(queue, durable=True)
     ready = [raw_socket.publish_frames(queue, t.to_json(), t.task_id) for t in tasks(count)]
     found = timed(lambda: raw_socket.publish_confirmed(URL, ready))
-    assert depth(queue) == count
+    wait_for_depth(queue, count)
     return found
 
 
@@ -136,7 +136,7 @@ def publish_aio_pika(queue: str, count: int) -> dict[str, float]:
         return seconds
 
     found = {"seconds": asyncio.run(run())}
-    assert depth(queue) == count
+    wait_for_depth(queue, count)
     return found
 
 
@@ -196,7 +196,7 @@ def publish_kombu(queue: str, count: int) -> dict[str, float]:
         simple.put("warm")
         found = timed(lambda: [simple.put({"data": TEXT}) for _ in range(count)])
         simple.close()
-    assert depth(queue) == count + 1
+    wait_for_depth(queue, count + 1)
     return found
 
 
@@ -225,7 +225,7 @@ def publish_pika_one_by_one(queue: str, count: int) -> dict[str, float]:
                 channel.basic_publish("", queue, t.to_json(), persistent(t.task_id), mandatory=True)
 
         found = timed(run)
-    assert depth(queue) == count
+    wait_for_depth(queue, count)
     return found
 
 
@@ -234,7 +234,7 @@ def publish_mqlab_one_by_one(queue: str, count: int) -> dict[str, float]:
 
     with Producer(queue, settings=settings()) as producer:
         found = timed(lambda: [producer.send(TEXT) for _ in range(count)])
-    assert depth(queue) == count
+    wait_for_depth(queue, count)
     return found
 
 
@@ -250,7 +250,7 @@ def publish_connection_per_task(queue: str, count: int) -> dict[str, float]:
                 channel.basic_publish("", queue, t.to_json(), persistent(t.task_id), mandatory=True)
 
     found = timed(run)
-    assert depth(queue) == count
+    wait_for_depth(queue, count)
     return found
 
 
@@ -274,7 +274,7 @@ def consume_mqlab(
         work, queue=queue, settings=settings(), workers=workers, prefetch=prefetch
     ) as consumer:
         consumer.wait(count, timeout_s=300, show_progress=False)
-    assert depth(queue) == 0
+    wait_for_depth(queue, 0)
     return meter.figures
 
 
@@ -303,7 +303,7 @@ def consume_pika_callback(queue: str, count: int) -> dict[str, float]:
 
         channel.basic_consume(queue, callback)
         channel.start_consuming()
-    assert depth(queue) == 0
+    wait_for_depth(queue, 0)
     return meter.figures
 
 
@@ -337,7 +337,7 @@ def consume_pika_threaded(queue: str, count: int) -> dict[str, float]:
         channel.start_consuming()
         for thread in threads:
             thread.join()
-    assert depth(queue) == 0
+    wait_for_depth(queue, 0)
     return meter.figures
 
 

@@ -134,6 +134,16 @@ class Connection:
             self._pauses, self._ready, self.last_error = 0, True, None
             self._changed.notify_all()
 
+    @property
+    def frame_max(self) -> int:
+        """The largest frame, in bytes, that this connection and the broker have agreed on."""
+        return int(self._connection.params.frame_max)
+
+    def write(self, frames: bytes) -> None:
+        """Hand whole frames of this connection's channel to the network, soon."""
+        # The method that pika gives its adapters for that; basic_publish ends in it, three times.
+        self._connection._adapter_emit_data(frames)
+
     def reopen_channel(self) -> None:
         """Close the channel; a fresh one follows."""
         if self.channel is not None and self.channel.is_open:

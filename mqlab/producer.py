@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import pika
+from pika import frame, spec
 
 from mqlab.connection import Connection
 from mqlab.errors import MqlabError, NotSent, OutcomeUnknown, Rejected, SendError, Unroutable
 from mqlab.settings import HEARTBEAT_S, Settings
-from mqlab.task import QUEUE, Task
+from mqlab.task import QUEUE, Task, encode_body, encode_data
 
 WINDOW = 1000
 """Messages that may wait for their confirm at one time. Larger windows were not faster."""
-RESUME_AT = WINDOW // 2
-"""Publish on only when the window is half empty: short bursts cost more than long ones."""
+BLOCK = WINDOW // 2
+"""Messages written at one time. The next block goes out when the window has room for all of it:
+short bursts cost more than long ones. It is made ready while the broker works on those before."""
+FRAME_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -102,25 +106,30 @@ class ProducerStatus:
 class _Batch:
     """What one caller waits for: some messages, done when each has an outcome."""
 
-    __slots__ = ("abandoned", "done", "failed", "open", "repeated")
+    __slots__ = ("abandoned", "failed", "open", "repeated", "unsettled")
 
     def __init__(self, size: int) -> None:
         self.open = size
         self.abandoned = False
         self.failed: dict[str, str] = {}
         self.repeated = 0
-        self.done = threading.Event()
+        # Held until all is settled: half the cost of a threading.Event, and one is made per send.
+        self.unsettled = threading.Lock()
+        self.unsettled.acquire()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.open == 0 or self.unsettled.acquire(timeout=max(0.0, timeout_s))
 
 
 class _Message:
     __slots__ = ("batch", "body", "properties", "published_at", "returned")
 
-    def __init__(self, task: Task, batch: _Batch) -> None:
-        self.body = task.to_json()
+    def __init__(self, task_id: str, body: bytes, batch: _Batch) -> None:
+        self.body = body
         self.properties = pika.BasicProperties(
             content_type="application/json",
             delivery_mode=2,  # persistent: written to disk, so it survives a restart of the broker
-            message_id=task.task_id,
+            message_id=task_id,
         )
         self.batch = batch
         self.published_at = 0.0
@@ -151,7 +160,9 @@ class Producer:
         self._pending: deque[_Message] = deque()  # not on the wire; any thread appends
         self._in_flight: dict[int, _Message] = {}  # by delivery tag, in order; I/O thread only
         self._next_tag = 1
-        self._drain_asked = self._window_full = False
+        self._method_frame = b""
+        self._block: tuple[list[_Message], bytes] | None = None  # ready to go; I/O thread only
+        self._drain_asked = False
         self._sent = self._repeated = 0
         self._connection = Connection(
             settings or Settings.from_env(),
@@ -181,7 +192,7 @@ class Producer:
         started = time.perf_counter()
         task = Task(data) if task_id is None else Task(data, task_id)
         batch = _Batch(1)
-        message = _Message(task, batch)
+        message = _Message(task.task_id, task.to_json(), batch)
         self._send([message], batch, timeout_s)
         ended = time.perf_counter()
         published = message.published_at
@@ -205,13 +216,12 @@ class Producer:
         was not confirmed. ``timeout_s`` bounds the whole.
         """
         started = time.perf_counter()
-        tasks = [Task(data) for data in items]
-        batch = _Batch(len(tasks))
-        self._send([_Message(task, batch) for task in tasks], batch, timeout_s)
+        data = [encode_data(item) for item in items]
+        batch = _Batch(len(data))
+        messages = self._send(self._make_messages(data, batch), batch, timeout_s)
+        task_ids = tuple(message.properties.message_id for message in messages)
         wait_s = time.perf_counter() - started
-        return SendManyRecord(
-            tuple(task.task_id for task in tasks), self.queue, wait_s, batch.repeated
-        )
+        return SendManyRecord(task_ids, self.queue, wait_s, batch.repeated)
 
     def status(self) -> ProducerStatus:
         """Tell what the producer is doing now. Costs nothing and never blocks."""
@@ -226,7 +236,7 @@ class Producer:
             state=state,
             queue=self.queue,
             sent=self._sent,
-            waiting=len(self._pending) + len(self._in_flight),
+            waiting=len(self._pending) + len((self._block or [[]])[0]) + len(self._in_flight),
             repeated=self._repeated,
             reconnected=max(0, connection.opened - 1),
             blocked=connection.blocked,
@@ -240,28 +250,44 @@ class Producer:
 
     # ---- the caller's thread
 
-    def _send(self, messages: list[_Message], batch: _Batch, timeout_s: float | None) -> None:
-        if not messages:
-            return
+    @staticmethod
+    def _make_messages(data: list[str], batch: _Batch) -> Iterator[_Message]:
+        for text in data:
+            task_id = str(uuid.uuid4())
+            yield _Message(task_id, encode_body(task_id, text, time.time()), batch)
+
+    def _send(
+        self, messages: Iterable[_Message], batch: _Batch, timeout_s: float | None
+    ) -> list[_Message]:
         self._check_open()
         bound_s = self.timeout_s if timeout_s is None else timeout_s
-        self._pending.extend(messages)
-        if not self._drain_asked:
-            self._drain_asked = True
-            self._connection.run(self._drain)
+        deadline = time.monotonic() + bound_s
+        given: list[_Message] = []
         try:
-            in_time = batch.done.wait(bound_s)
+            # In pieces: the I/O thread publishes the first while the next are being made.
+            source = iter(messages)
+            while piece := list(islice(source, BLOCK)):
+                given += piece
+                self._pending.extend(piece)
+                self._ask_for_drain()
+            in_time = batch.wait(deadline - time.monotonic())
         except BaseException:  # Ctrl-C or a kernel interrupt: what is not sent yet is not sent
             self._connection.run(lambda: self._withdraw(batch))
             raise
         if not in_time:
             # Only the I/O thread knows what is on the wire, so it decides what became of the rest.
             self._connection.run(lambda: self._withdraw(batch))
-            if not batch.done.wait(2.0):
-                unknown = {m.properties.message_id: "unknown" for m in messages}
+            if not batch.wait(2.0):
+                unknown = {m.properties.message_id: "unknown" for m in given}
                 batch.failed = {**unknown, **batch.failed}
         if batch.failed:
-            raise self._error(batch, len(messages), bound_s)
+            raise self._error(batch, len(given), bound_s)
+        return given
+
+    def _ask_for_drain(self) -> None:
+        if not self._drain_asked:
+            self._drain_asked = True
+            self._connection.run(self._drain)
 
     def _check_open(self) -> None:
         if self._connection.error is not None:
@@ -314,7 +340,8 @@ class Producer:
 
     def _set_up(self, channel: Any) -> None:
         self._next_tag = 1
-        self._window_full = False
+        publish = spec.Basic.Publish(exchange="", routing_key=self.queue, mandatory=True)
+        self._method_frame = frame.Method(channel.channel_number, publish).marshal()
         channel.add_on_return_callback(self._on_return)
         # The broker answers in order, so the answer to the last request is the answer to all.
         if self._declare:
@@ -326,19 +353,52 @@ class Producer:
         self._drain()
 
     def _drain(self) -> None:
+        """Publish a block if the window has room for one, else make the next block ready.
+
+        One at a time: what is written leaves only when the I/O loop has its turn.
+        """
         self._drain_asked = False
-        channel, in_flight, pending = self._connection.channel, self._in_flight, self._pending
-        if self._connection.is_closing or not self._connection.is_ready or self._window_full:
+        if self._connection.is_closing or not self._connection.is_ready:
             return
-        while pending:
-            if len(in_flight) >= WINDOW:
-                self._window_full = True
-                return
-            message = pending.popleft()
-            in_flight[self._next_tag] = message
+        has_room = len(self._in_flight) <= WINDOW - BLOCK
+        if self._block is None and self._pending:
+            self._block = self._make_block()
+        if self._block is None or not has_room:
+            return
+        (messages, frames), self._block = self._block, None
+        self._connection.write(frames)
+        now = time.perf_counter()
+        for message in messages:
+            message.published_at = now
+            self._in_flight[self._next_tag] = message
             self._next_tag += 1
-            channel.basic_publish("", self.queue, message.body, message.properties, mandatory=True)
-            message.published_at = time.perf_counter()
+        if self._pending:
+            self._ask_for_drain()
+
+    def _make_block(self) -> tuple[list[_Message], bytes]:
+        """Take a block of messages, and make the frames that ``channel.basic_publish`` would send.
+
+        AMQP 0-9-1 sends a message as a method frame, a header frame and body frames. The method
+        frame is the same for all of a queue, and all frames go out in one piece: a third of the
+        work of as many calls, and one system call for three thousand. Why: docs/decisions.
+        """
+        number = self._connection.channel.channel_number
+        room = self._connection.frame_max - FRAME_OVERHEAD
+        messages = [self._pending.popleft() for _ in range(min(BLOCK, len(self._pending)))]
+        frames: list[bytes] = []
+        for message in messages:
+            body = message.body
+            frames.append(self._method_frame)
+            frames.append(frame.Header(number, len(body), message.properties).marshal())
+            for start in range(0, len(body), room):
+                frames.append(frame.Body(number, body[start : start + room]).marshal())
+        return messages, b"".join(frames)
+
+    def _undo_block(self) -> None:
+        """Put back what was made ready and is not written: another channel needs other frames."""
+        messages, _ = self._block or ([], b"")
+        self._pending.extendleft(reversed(messages))
+        self._block = None
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
@@ -349,8 +409,7 @@ class Producer:
                 self._settle(in_flight.pop(tag), outcome)
         else:
             self._settle(in_flight.pop(method.delivery_tag), outcome)
-        if self._window_full and len(in_flight) <= RESUME_AT:
-            self._window_full = False
+        if self._block is not None or self._pending:
             self._drain()
 
     def _on_return(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
@@ -370,10 +429,11 @@ class Producer:
             self._sent += 1
         batch.open -= 1
         if batch.open == 0:
-            batch.done.set()
+            batch.unsettled.release()
 
     def _withdraw(self, batch: _Batch) -> None:
         """The caller's time is up: what is not on the wire is not sent, the rest is unknown."""
+        self._undo_block()
         for message in [m for m in self._pending if m.batch is batch]:
             self._pending.remove(message)
             # A message that waits for its repetition was on the wire of the lost connection.
@@ -385,6 +445,7 @@ class Producer:
 
     def _take_back(self) -> None:
         """The channel is lost: repeat what was not confirmed, first of all, in the same order."""
+        self._undo_block()
         again = [m for m in self._in_flight.values() if not m.batch.abandoned]
         self._in_flight.clear()
         for message in again:
@@ -397,6 +458,7 @@ class Producer:
         self._settle_rest()
 
     def _settle_rest(self) -> None:
+        self._undo_block()
         for message in [*self._in_flight.values(), *self._pending]:
             self._settle(message, "unknown" if message.published_at else "not sent")
         self._in_flight.clear()

@@ -17,8 +17,10 @@ from typing import Any, NoReturn
 from mqlab.errors import TaskError
 
 QUEUE = "heavy_tasks_queue"
-MAX_BODY_BYTES = 1024 * 1024
+MAX_DATA_BYTES = 1024 * 1024
 """A message is a note that says what to do. Put what is bigger in a file and send its name."""
+MAX_BODY_BYTES = MAX_DATA_BYTES + 2048
+"""What arrives may be larger by the rest of the message: the id and the timestamp."""
 MAX_ID_BYTES = 255
 """AMQP 0-9-1 carries ``message_id`` as a short string: 255 bytes at most."""
 
@@ -34,30 +36,9 @@ class Task:
     def to_json(self) -> bytes:
         """Write the message body: a JSON object with ``task_id``, ``data`` and ``timestamp``.
 
-        Raises TaskError if ``data`` is not something JSON can hold, would come back as something
-        else (a tuple, a dict with keys that are not text), or is over MAX_BODY_BYTES.
+        Raises TaskError if a field is not valid, or as ``encode_data`` does.
         """
-        _check_fields(self.task_id, self.timestamp)
-        try:
-            text = _ENCODER.encode(
-                {"task_id": self.task_id, "data": self.data, "timestamp": self.timestamp}
-            )
-            body = text.encode()
-        except UnicodeEncodeError as error:
-            raise _refuse("it has half of a surrogate pair, which UTF-8 cannot hold") from error
-        except (TypeError, ValueError, RecursionError) as error:
-            raise _refuse(str(error), fix="send text, numbers, lists and dicts") from error
-        if len(body) > MAX_BODY_BYTES:
-            raise _refuse(
-                f"its body has {len(body):,} bytes, and the limit is {MAX_BODY_BYTES:,}",
-                fix="store the data in a file or database, and send its name",
-            )
-        if not isinstance(self.data, str) and json.loads(text)["data"] != self.data:
-            raise _refuse(
-                "JSON would change it on the way",
-                fix="use lists for tuples, and text for the keys of a dict",
-            )
-        return body
+        return encode_body(self.task_id, encode_data(self.data), self.timestamp)
 
     @classmethod
     def from_json(cls, body: bytes) -> Task:
@@ -91,6 +72,42 @@ class Task:
         return cls(fields["data"], fields["task_id"], fields["timestamp"])
 
 
+def encode_data(data: Any) -> str:
+    """Write a task's data as JSON.
+
+    Raises TaskError if ``data`` is not something JSON can hold, would come back as something else
+    (a tuple, a dict with keys that are not text), or is over MAX_DATA_BYTES.
+    """
+    try:
+        text = _ENCODER.encode(data)
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        raise _refuse("it has half of a surrogate pair, which UTF-8 cannot hold") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refuse(str(error), fix="send text, numbers, lists and dicts") from error
+    if size > MAX_DATA_BYTES:
+        raise _refuse(
+            f"it has {size:,} bytes as JSON, and the limit is {MAX_DATA_BYTES:,}",
+            fix="store the data in a file or database, and send its name",
+        )
+    if not isinstance(data, str) and _DECODER.decode(text) != data:
+        raise _refuse(
+            "JSON would change it on the way", fix="use lists for tuples, and text for dict keys"
+        )
+    return text
+
+
+def encode_body(task_id: str, data_json: str, timestamp: float) -> bytes:
+    """Write a message body around what ``encode_data`` has given. Raises TaskError."""
+    _check_fields(task_id, timestamp)
+    task_id_json = _ENCODER.encode(task_id)
+    text = f'{{"task_id": {task_id_json}, "data": {data_json}, "timestamp": {timestamp!r}}}'
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise _refuse("its task_id has half of a surrogate pair") from error
+
+
 def perform_heavy_task(
     task_data: Any, *, task_id: str | None = None, duration_s: float = 5.0
 ) -> tuple[str, str]:
@@ -122,10 +139,10 @@ def perform_heavy_task(
 def _check_fields(task_id: Any, timestamp: Any) -> None:
     if not isinstance(task_id, str) or not task_id:
         raise TaskError(f"task_id must be text that is not empty, not {_shown(task_id)}")
-    if len(task_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
+    if len(task_id) > MAX_ID_BYTES // 4 and len(task_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
         raise TaskError(f"task_id is over {MAX_ID_BYTES} bytes")
     # bool is an int in Python, and true is no time.
-    if isinstance(timestamp, bool) or not isinstance(timestamp, int | float):
+    if isinstance(timestamp, bool) or not isinstance(timestamp, (int, float)):
         raise TaskError(f"timestamp must be a number of seconds, not {_shown(timestamp)}")
     try:
         usable = math.isfinite(timestamp) and timestamp >= 0

@@ -29,6 +29,17 @@ def depth(settings: Settings, queue: str) -> int:
         return count
 
 
+def assert_depth(settings: Settings, queue: str, expected: int) -> None:
+    """Assert that so many messages are ready, give or take a moment.
+
+    A passive declare may overtake messages that the queue has confirmed and not yet counted.
+    """
+    deadline = time.monotonic() + 5
+    while (found := depth(settings, queue)) != expected:
+        assert time.monotonic() < deadline, f"{found} messages in {queue}, not {expected}"
+        time.sleep(0.02)
+
+
 def consumers(settings: Settings, queue: str) -> int:
     """How many consumers the broker has on the queue."""
     with raw_channel(settings) as channel:

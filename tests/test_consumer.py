@@ -12,7 +12,7 @@ import pytest
 from mqlab import BackgroundConsumer, Producer, Task, TaskRecord
 from mqlab.errors import ConsumerError, QueueMismatch, WaitTimeout
 from mqlab.settings import Settings
-from tests.helpers import consumers, depth, eventually, raw_channel, take_all
+from tests.helpers import assert_depth, consumers, eventually, raw_channel, take_all
 from tests.proxy import Proxy
 
 
@@ -42,7 +42,7 @@ def test_row_31_tasks_sent_before_it_starts_are_done_with_their_ids(
         records = consumer.wait(1000, timeout_s=30, show_progress=False)
     assert tuple(record.task_id for record in records) == sent
     assert [record.result for record in records] == [f"did {n}" for n in range(1000)]
-    assert depth(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 0)
 
 
 def test_a_record_has_every_time_in_order(broker_settings: Settings, queue: str) -> None:
@@ -117,7 +117,7 @@ def test_workers_share_the_tasks_and_nothing_is_done_twice(
         records = consumer.wait(300, timeout_s=30, show_progress=False)
     assert sorted(r.task_id or "" for r in records) == sorted(sent)
     assert {record.worker for record in records} == {f"worker-{n}" for n in (1, 2, 3, 4)}
-    assert depth(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 0)
 
 
 def test_out_of_order_acks_settle_only_what_is_done(broker_settings: Settings, queue: str) -> None:
@@ -178,7 +178,7 @@ def test_rows_01_to_07_what_is_no_task_goes_to_the_dead_queue_and_the_next_runs(
     for _, properties, _ in dead:
         assert properties.headers["mqlab-reason"].startswith("not a task: ")
     assert "'task_id'" in dead[3][1].headers["mqlab-reason"]
-    assert depth(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 0)
 
 
 def random_bodies(count: int, seed: int) -> list[bytes]:
@@ -223,8 +223,8 @@ def test_20000_random_and_mutated_bodies_are_done_or_dead_and_the_consumer_goes_
     assert status.done + status.dead == 20_001
     assert status.dead > 10_000  # the bodies were bad indeed
     assert (status.retried, status.lost, status.redelivered, status.reconnected) == (0, 0, 0, 0)
-    assert depth(broker_settings, queue) == 0
-    assert depth(broker_settings, f"{queue}.dead") == status.dead
+    assert_depth(broker_settings, queue, 0)
+    assert_depth(broker_settings, f"{queue}.dead", status.dead)
 
 
 def test_the_dead_keep_their_body_and_properties(broker_settings: Settings, queue: str) -> None:
@@ -324,7 +324,7 @@ def test_row_10_a_task_longer_than_three_heartbeats_is_done_once(
         producer.send("long")
         [record] = consumer.wait(1, timeout_s=15)
         assert (record.redelivered, consumer.status().reconnected) == (False, 0)
-    assert depth(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 0)
 
 
 def test_row_14_a_cut_connection_comes_back_and_the_unacked_are_redelivered(
@@ -351,7 +351,7 @@ def test_row_14_a_cut_connection_comes_back_and_the_unacked_are_redelivered(
     assert (first.outcome, second.outcome) == ("lost", "done")
     assert first.task_id == second.task_id == record.task_id == task_id
     assert second.redelivered
-    assert depth(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 0)
 
 
 def test_row_17_a_closed_channel_is_replaced(broker_settings: Settings, queue: str) -> None:
@@ -374,7 +374,7 @@ def test_row_18_a_queue_with_other_properties_is_named_and_left(
         channel.basic_publish("", queue, b"keep me")
     with pytest.raises(QueueMismatch, match="x-max-length = '5'"):
         BackgroundConsumer(quickly, queue=queue, settings=broker_settings).start()
-    assert depth(broker_settings, queue) == 1
+    assert_depth(broker_settings, queue, 1)
 
 
 def test_row_19_a_deleted_queue_is_declared_again(broker_settings: Settings, queue: str) -> None:
@@ -417,7 +417,7 @@ def test_row_28_stop_returns_in_time_and_says_what_went_back(
     assert time.monotonic() - started < 2.5
     assert (report.may_run_twice, report.returned) == ((first,), (second,))
     assert "may run twice" in repr(report)
-    assert depth(broker_settings, queue) == 2
+    assert_depth(broker_settings, queue, 2)
     assert consumers(broker_settings, queue) == 0
     go_on.set()
 

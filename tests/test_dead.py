@@ -9,7 +9,7 @@ from mqlab.cli import main
 from mqlab.dead import list_dead, requeue_dead
 from mqlab.errors import ConnectError, Unroutable
 from mqlab.settings import Settings
-from tests.helpers import depth, raw_channel, take_all
+from tests.helpers import assert_depth, raw_channel, take_all
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_dead_can_be_read_and_stay(
     assert found[3].reason.startswith("not a task: ")
     assert (found[0].attempts, found[3].body) == (1, b"junk")
     assert found[0].worker.startswith("worker-1, pid ")
-    assert depth(broker_settings, f"{queue}.dead") == 4
+    assert_depth(broker_settings, f"{queue}.dead", 4)
     assert len(list_dead(queue, settings=broker_settings, limit=2)) == 2
 
 
@@ -49,7 +49,7 @@ def test_the_dead_are_sent_back_as_they_came(
     broker_settings: Settings, queue: str, dead_tasks: list[str]
 ) -> None:
     assert requeue_dead(queue, settings=broker_settings) == 4
-    assert depth(broker_settings, f"{queue}.dead") == 0
+    assert_depth(broker_settings, f"{queue}.dead", 0)
     back = take_all(broker_settings, queue)
     assert [properties.message_id for _, properties, _ in back] == [*dead_tasks, None]
     assert not any(properties.headers for _, properties, _ in back)
@@ -62,7 +62,7 @@ def test_one_of_the_dead_can_be_sent_back_alone(
     assert requeue_dead(queue, settings=broker_settings, task_id=dead_tasks[1][:8]) == 1
     [(_, properties, _)] = take_all(broker_settings, queue)
     assert properties.message_id == dead_tasks[1]
-    assert depth(broker_settings, f"{queue}.dead") == 3
+    assert_depth(broker_settings, f"{queue}.dead", 3)
 
 
 def test_a_task_sent_back_has_all_its_attempts_again(
@@ -86,7 +86,7 @@ def test_without_a_queue_to_go_to_the_dead_stay(
         channel.queue_delete(queue)
     with pytest.raises(Unroutable, match="no queue"):
         requeue_dead(queue, settings=broker_settings)
-    assert depth(broker_settings, f"{queue}.dead") == 4
+    assert_depth(broker_settings, f"{queue}.dead", 4)
 
 
 def test_where_nothing_has_died_there_is_nothing(broker_settings: Settings, queue: str) -> None:

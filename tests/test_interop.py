@@ -19,7 +19,7 @@ import pytest
 from mqlab import QUEUE, BackgroundConsumer, Producer, Task, broker, perform_heavy_task
 from mqlab.errors import NoBrokerFound, PortTaken
 from mqlab.settings import Settings
-from tests.helpers import consumers, depth, eventually, raw_channel, take_all
+from tests.helpers import assert_depth, consumers, depth, eventually, raw_channel, take_all
 
 SCRIPTS = Path(__file__).parent / "walkthrough"
 quick_task = partial(perform_heavy_task, duration_s=0.1)
@@ -104,7 +104,7 @@ def test_their_producer_then_our_consumer(settings: Settings) -> None:
     assert record.task_id is not None
     assert record.task_id[:8] == shown[1]
     assert record.result == "COMPLETED: Report generated for 'End-of-Year Audit Report (ASYNC)'"
-    assert depth(settings, QUEUE) == 0
+    assert_depth(settings, QUEUE, 0)
 
 
 def test_our_consumer_then_their_producer(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from mqlab.errors import (
 )
 from mqlab.producer import WINDOW
 from mqlab.settings import Settings
-from tests.helpers import depth, eventually, raw_channel, take_all
+from tests.helpers import assert_depth, depth, eventually, raw_channel, take_all
 from tests.proxy import Proxy
 
 
@@ -92,10 +92,10 @@ def test_row_08_a_bad_item_sends_nothing_and_leaves_the_connection(
             producer.send_many(["fine", {1, 2}])
         with pytest.raises(TaskError):
             producer.send({1, 2})
-        assert depth(broker_settings, queue) == 0
+        assert_depth(broker_settings, queue, 0)
         producer.send("still works")
         assert producer.status().reconnected == 0
-    assert depth(broker_settings, queue) == 1
+    assert_depth(broker_settings, queue, 1)
 
 
 def test_row_15_a_cut_is_survived_with_the_same_id(broker_settings: Settings, queue: str) -> None:
@@ -147,7 +147,7 @@ def test_a_task_that_never_left_is_not_sent(broker_settings: Settings, queue: st
         producer.send("x", timeout_s=0.5)
     assert list(caught.value.outcomes.values()) == ["not sent"]
     producer.close()
-    assert depth(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 0)
 
 
 def test_an_unknown_task_can_be_sent_again_with_its_id(
@@ -169,7 +169,7 @@ def test_row_18_a_queue_with_other_properties_is_named_and_left(
         Producer(queue, settings=broker_settings)
     assert f"'{queue}' exists with durable = 'false'; asked for was 'true'" in str(caught.value)
     assert "next:" in str(caught.value)
-    assert depth(broker_settings, queue) == 1
+    assert_depth(broker_settings, queue, 1)
 
 
 def test_row_20_a_queue_that_went_away_is_unroutable(broker_settings: Settings, queue: str) -> None:
@@ -214,7 +214,8 @@ def test_row_23_queues_of_ones_own_do_not_meet(broker_settings: Settings, queue:
     ):
         mine.send("mine")
         yours.send_many(["yours", "yours"])
-    assert (depth(broker_settings, queue), depth(broker_settings, other)) == (1, 2)
+    assert_depth(broker_settings, queue, 1)
+    assert_depth(broker_settings, other, 2)
 
 
 def test_a_closed_producer_says_so(broker_settings: Settings, queue: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqlab.errors import TaskError
-from mqlab.task import MAX_BODY_BYTES, Task, perform_heavy_task
+from mqlab.task import MAX_BODY_BYTES, MAX_DATA_BYTES, Task, perform_heavy_task
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
@@ -141,11 +141,20 @@ def test_row_06_the_sending_end_refuses_them_too() -> None:
             Task(data).to_json()
 
 
-def test_row_07_a_body_over_the_limit_is_refused_at_both_ends() -> None:
-    with pytest.raises(TaskError, match="1,048,576"):
-        Task("x" * MAX_BODY_BYTES).to_json()
-    with pytest.raises(TaskError, match="1,048,576"):
+def test_row_07_data_over_the_limit_is_refused_before_it_is_sent() -> None:
+    for data in ("x" * MAX_DATA_BYTES, "é" * (MAX_DATA_BYTES // 2), ["x" * MAX_DATA_BYTES]):
+        with pytest.raises(TaskError, match="limit is 1,048,576"):
+            Task(data).to_json()
+
+
+def test_row_07_a_body_over_the_limit_is_refused_when_it_arrives() -> None:
+    with pytest.raises(TaskError, match=f"limit is {MAX_BODY_BYTES:,}"):
         Task.from_json(b" " * (MAX_BODY_BYTES + 1))
+
+
+def test_row_07_the_largest_that_may_be_sent_may_arrive() -> None:
+    task = Task("x" * (MAX_DATA_BYTES - 2), "\n" * 255, 1e300)
+    assert Task.from_json(task.to_json()) == task
 
 
 @pytest.mark.parametrize(
