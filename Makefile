@@ -4,7 +4,7 @@
 PYTHON = python3
 RUN = .venv/bin/python
 
-.PHONY: lab test demo check notebooks lock clean
+.PHONY: lab test demo check notebooks bench lock clean
 
 lab: .venv/.ready
 	$(RUN) -m mqlab lab $(LAB_ARGS)
@@ -28,12 +28,15 @@ notebooks: .venv/.ready-dev
 	  --ClearMetadataPreprocessor.clear_cell_metadata=False notebooks/*.ipynb \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask="{('language_info','name'),'kernelspec'}"
 
+bench: benchmarks/.venv/.ready
+	cd benchmarks && .venv/bin/python run.py $(BENCH_ARGS)
+
 lock: .venv/.ready
 	$(call compile,requirements.txt,requirements.lock)
 	$(call compile,requirements-dev.txt,requirements-dev.lock) --constraint requirements.lock
 
 clean:
-	rm -rf .venv .lab build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv benchmarks/.venv .lab build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are written last: what was interrupted is begun again, from an empty environment.
@@ -50,6 +53,12 @@ clean:
 	@rm -f .venv/.ready
 	$(call install,-r requirements-dev.lock)
 	@touch .venv/.ready $@
+
+# The peers live in an environment of their own.
+benchmarks/.venv/.ready: benchmarks/requirements.txt
+	$(PYTHON) -m venv --clear benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install -q -r benchmarks/requirements.txt
+	@touch $@
 
 install = @echo "install $(1)"; [ -x .venv/bin/uv ] && \
   .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode $(1) || $(RUN) -m pip install -q $(1)
