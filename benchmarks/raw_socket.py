@@ -92,9 +92,9 @@ def consume(url: str, queue: str, count: int, prefetch: int, handle: Any) -> Non
     channel = RawChannel(url)
     channel.call(spec.Basic.Qos(prefetch_count=prefetch))
     channel.call(spec.Basic.Consume(queue=queue))
-    data, taken, tag = channel.buffer, 0, 0
+    data, taken, tag, done, acked = channel.buffer, 0, 0, 0, 0
     while taken < count:
-        at, acked = 0, tag
+        at = 0
         while len(data) - at >= 8:
             kind, _channel, size = struct.unpack_from(">BHI", data, at)
             if len(data) - at < size + 8:
@@ -104,12 +104,12 @@ def consume(url: str, queue: str, count: int, prefetch: int, handle: Any) -> Non
                 (tag,) = struct.unpack_from(">Q", data, start + 1 + data[start])
             elif kind == 3:
                 handle(data[at + 7 : at + 7 + size])
-                taken += 1
-                acked = tag
+                taken, done = taken + 1, tag
             at += size + 8
         data = data[at:]
-        if at:
-            channel.socket.sendall(frame.Method(1, spec.Basic.Ack(acked, multiple=True)).marshal())
+        if done > acked:  # a tag that was acked before would close the channel
+            channel.socket.sendall(frame.Method(1, spec.Basic.Ack(done, multiple=True)).marshal())
+            acked = done
         if taken < count:
             data += channel.socket.recv(262144)
     channel.call(spec.Channel.Close(200, "", 0, 0))

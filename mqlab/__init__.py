@@ -1,9 +1,17 @@
 """mqlab: moving slow work off the request path with RabbitMQ, measured."""
 
-from mqlab.consumer import BackgroundConsumer, ConsumerStatus, StopReport, TaskRecord
+from mqlab.consumer import BackgroundConsumer
 from mqlab.errors import MqlabError
 from mqlab.experiment import SyncRecord, run_synchronous_experiment
-from mqlab.producer import Producer, ProducerStatus, SendManyRecord, SendRecord, send_task_to_queue
+from mqlab.producer import Producer, send_task_to_queue
+from mqlab.records import (
+    ConsumerStatus,
+    ProducerStatus,
+    SendManyRecord,
+    SendRecord,
+    StopReport,
+    TaskRecord,
+)
 from mqlab.settings import Settings
 from mqlab.task import QUEUE, Task, perform_heavy_task
 

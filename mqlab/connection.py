@@ -67,7 +67,7 @@ class Connection:
         self._changed = threading.Condition()
         self._ready = self._closing = False
         self._pauses = 0
-        self._thread = threading.Thread(target=self._run_loop, name=f"mqlab {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name=name, daemon=True)
 
     # ---- for any thread
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from mqlab.connection import Connection
 from mqlab.errors import ConsumerError, MqlabError, TaskError, WaitTimeout
+from mqlab.records import ConsumerStatus, StopReport, TaskRecord
 from mqlab.settings import HEARTBEAT_S, Settings
 from mqlab.task import QUEUE, Task, perform_heavy_task
 
@@ -32,90 +33,6 @@ HEADER_PREFIX = "mqlab-"
 ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
 
 Handler = Callable[[Task], Any]
-
-
-@dataclass(slots=True, repr=False)
-class TaskRecord:
-    """What became of one delivery. Times are seconds since 1970, None until they are known.
-
-    ``outcome`` is ``done``, ``retry`` (it failed and went back to the queue for another attempt),
-    ``dead`` (it is in the dead queue) or ``lost`` (the connection was lost before the ack, so the
-    broker delivers it again). ``attempt`` counts from 1; ``redelivered`` is the broker's flag.
-    ``acked_at`` is when the ack was handed to the network; the broker does not confirm an ack.
-    """
-
-    task_id: str | None
-    data: Any
-    sent_at: float | None
-    received_at: float
-    redelivered: bool
-    attempt: int
-    worker: str = ""
-    started_at: float | None = None
-    finished_at: float | None = None
-    acked_at: float | None = None
-    outcome: str | None = None
-    result: Any = None
-    error: str | None = None
-
-    def __repr__(self) -> str:
-        text = f"Task {(self.task_id or '?')[:8]} {self.outcome or 'received'}"
-        if self.started_at and self.finished_at:
-            waited_s = self.started_at - (self.sent_at or self.received_at)
-            worked_s = self.finished_at - self.started_at
-            text += f": {waited_s:.3f} s waiting, {worked_s:.3f} s at work in {self.worker}"
-        if self.error:
-            text += f", attempt {self.attempt}: {self.error}"
-        return text + (" (redelivered)" if self.redelivered else "")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ConsumerStatus:
-    """What the consumer is doing: ``state`` is running, reconnecting, stopped or failed.
-
-    ``prefetched`` deliveries are here and wait for a worker, ``working`` are being worked on.
-    """
-
-    state: str
-    queue: str
-    workers: int
-    prefetched: int
-    working: int
-    done: int
-    retried: int
-    dead: int
-    lost: int
-    redelivered: int
-    reconnected: int
-    error: MqlabError | None
-
-    def __repr__(self) -> str:
-        counted = ("prefetched", "working", "done", "retried", "dead", "lost", "redelivered")
-        text = f"{self.state}, {self.workers} worker{'s' * (self.workers != 1)} on {self.queue!r}: "
-        parts = [f"{n} {name}" for name in counted if (n := getattr(self, name)) or name == "done"]
-        if self.reconnected:
-            parts.append(f"reconnected {self.reconnected} times")
-        return text + ", ".join(parts) + (f"\n{self.error}" if self.error else "")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class StopReport:
-    """What ``stop`` left: tasks done in all, and the ids of those that the broker gets back."""
-
-    done: int
-    returned: tuple[str, ...]
-    may_run_twice: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        lines = [f"Stopped. {self.done} task{'s' * (self.done != 1)} done."]
-        if self.returned:
-            lines.append(f"Back in the queue, not started: {_short(self.returned)}.")
-        if self.may_run_twice:
-            lines.append(
-                f"Still being worked on, and back in the queue: {_short(self.may_run_twice)}."
-                " These may run twice."
-            )
-        return "\n".join(lines)
 
 
 class _Delivery:
@@ -452,6 +369,8 @@ class BackgroundConsumer:
             else:
                 self._move_later(delivery)
         self._ack(acks)
+        with self._changed:  # stop() waits for this, too, where nothing could be acked
+            self._changed.notify_all()
 
     def _ack(self, deliveries: list[_Delivery]) -> None:
         now = time.time()
@@ -587,8 +506,3 @@ def _marked(delivery: _Delivery, queue: str) -> Any:
     moved = copy(properties)
     moved.headers, moved.expiration, moved.user_id = headers, None, None
     return moved
-
-
-def _short(task_ids: tuple[str, ...]) -> str:
-    more = f" and {len(task_ids) - 5} more" if len(task_ids) > 5 else ""
-    return ", ".join(task_id[:8] for task_id in task_ids[:5]) + more

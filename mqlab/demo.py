@@ -16,7 +16,7 @@ from pathlib import Path
 import pika
 
 from mqlab import broker
-from mqlab.consumer import BackgroundConsumer, TaskRecord
+from mqlab.consumer import BackgroundConsumer
 from mqlab.errors import WaitTimeout
 from mqlab.experiment import (
     SyncRecord,
@@ -26,7 +26,8 @@ from mqlab.experiment import (
     run_synchronous_experiment,
     summarise,
 )
-from mqlab.producer import Producer, SendRecord, send_task_to_queue
+from mqlab.producer import Producer, send_task_to_queue
+from mqlab.records import SendRecord, TaskRecord
 from mqlab.settings import Settings
 from mqlab.task import Task, perform_heavy_task
 

@@ -21,8 +21,7 @@ from matplotlib.figure import Figure
 from mqlab.experiment import ClientsRun, Waited, format_time
 
 if TYPE_CHECKING:
-    from mqlab.consumer import TaskRecord
-    from mqlab.producer import SendRecord
+    from mqlab.records import SendRecord, TaskRecord
 
 ACCENT, GREY, LIGHT, DARK = "#D55E00", "#8C8C8C", "#D0D0D0", "#333333"
 STYLE: Any = {

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, takewhile
 from typing import Any
 
@@ -22,6 +22,7 @@ from pika import frame, spec
 
 from mqlab.connection import Connection
 from mqlab.errors import MqlabError, NotSent, OutcomeUnknown, Rejected, SendError, Unroutable
+from mqlab.records import ProducerStatus, SendManyRecord, SendRecord
 from mqlab.settings import HEARTBEAT_S, Settings
 from mqlab.task import QUEUE, Task, encode_body, encode_data
 
@@ -31,76 +32,6 @@ BLOCK = WINDOW // 2
 """Messages written at one time. The next block goes out when the window has room for all of it:
 short bursts cost more than long ones. It is made ready while the broker works on those before."""
 FRAME_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class SendRecord:
-    """One task sent and confirmed, and where the time went. Times in seconds, as the caller waited.
-
-    ``connect_s`` and ``declare_s`` are 0.0 on a connection that was open already. ``publish_s``
-    ends when the message is handed to the network, ``confirm_s`` when the caller knows.
-    ``repeated`` counts the times it was published again because a connection was lost.
-    """
-
-    task_id: str
-    data: Any
-    queue: str
-    sent_at: float
-    connect_s: float
-    declare_s: float
-    publish_s: float
-    confirm_s: float
-    repeated: int
-
-    @property
-    def wait_s(self) -> float:
-        """All that the caller waited, in seconds."""
-        return self.connect_s + self.declare_s + self.publish_s + self.confirm_s
-
-    def __repr__(self) -> str:
-        stages = ("connect", "declare", "publish", "confirm")
-        seconds = {stage: getattr(self, f"{stage}_s") for stage in stages}
-        times = ", ".join(f"{stage} {s * 1000:.2f} ms" for stage, s in seconds.items() if s)
-        again = f", repeated {self.repeated} times" if self.repeated else ""
-        return (
-            f"Task {self.task_id[:8]} confirmed after {self.wait_s * 1000:.2f} ms: {times}{again}"
-        )
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class SendManyRecord:
-    """Many tasks sent and confirmed: their ids in order, and the seconds the caller waited."""
-
-    task_ids: tuple[str, ...]
-    queue: str
-    wait_s: float
-    repeated: int
-
-    def __repr__(self) -> str:
-        again = f", {self.repeated} repeated" if self.repeated else ""
-        return f"{len(self.task_ids)} tasks confirmed after {self.wait_s * 1000:.2f} ms{again}"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ProducerStatus:
-    """What the producer is doing: ``state`` is connected, reconnecting, closed or failed."""
-
-    state: str
-    queue: str
-    sent: int
-    waiting: int
-    repeated: int
-    reconnected: int
-    blocked: str | None
-    error: MqlabError | None
-
-    def __repr__(self) -> str:
-        text = f"{self.state}, sending to {self.queue!r}: {self.sent} sent"
-        for count, name in ((self.waiting, "waiting"), (self.repeated, "repeated")):
-            text += f", {count} {name}" * bool(count)
-        text += f", reconnected {self.reconnected} times" * bool(self.reconnected)
-        text += f", blocked by the broker: {self.blocked}" if self.blocked else ""
-        return text + (f"\n{self.error}" if self.error else "")
 
 
 class _Batch:
@@ -400,8 +331,8 @@ class Producer:
         self._pending.extendleft(reversed(messages))
         self._block = None
 
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
+    def _on_confirm(self, confirm: Any) -> None:
+        method = confirm.method
         outcome = "" if method.NAME == "Basic.Ack" else "rejected"
         in_flight = self._in_flight
         if method.multiple:  # this confirm settles every tag up to its own
@@ -433,11 +364,11 @@ class Producer:
 
     def _withdraw(self, batch: _Batch) -> None:
         """The caller's time is up: what is not on the wire is not sent, the rest is unknown."""
-        self._undo_block()
-        for message in [m for m in self._pending if m.batch is batch]:
-            self._pending.remove(message)
-            # A message that waits for its repetition was on the wire of the lost connection.
-            self._settle(message, "unknown" if message.published_at else "not sent")
+        pending = self._take_pending()
+        for message in pending:
+            if message.batch is batch:
+                self._settle_unwritten(message)
+        self._pending.extendleft(m for m in reversed(pending) if m.batch is not batch)
         for message in self._in_flight.values():
             if message.batch is batch:
                 self._settle(message, "unknown")
@@ -458,11 +389,23 @@ class Producer:
         self._settle_rest()
 
     def _settle_rest(self) -> None:
-        self._undo_block()
-        for message in [*self._in_flight.values(), *self._pending]:
-            self._settle(message, "unknown" if message.published_at else "not sent")
+        for message in self._in_flight.values():
+            self._settle(message, "unknown")
         self._in_flight.clear()
-        self._pending.clear()
+        for message in self._take_pending():
+            self._settle_unwritten(message)
+
+    def _settle_unwritten(self, message: _Message) -> None:
+        # A message that waits for its repetition was on the wire of the lost connection.
+        self._settle(message, "unknown" if message.published_at else "not sent")
+
+    def _take_pending(self) -> list[_Message]:
+        """Take all that is pending, one by one: other threads may append meanwhile."""
+        self._undo_block()
+        taken = []
+        while self._pending:
+            taken.append(self._pending.popleft())
+        return taken
 
 
 def send_task_to_queue(

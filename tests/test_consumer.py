@@ -142,6 +142,60 @@ def test_out_of_order_acks_settle_only_what_is_done(broker_settings: Settings, q
     assert method.redelivered
 
 
+def test_only_the_io_threads_touch_a_channel(
+    broker_settings: Settings, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pika's channels belong to the thread that runs their loop."""
+    publish(broker_settings, queue, b"junk")
+    callers: dict[str, set[str]] = {}
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            callers.setdefault(name, set()).add(threading.current_thread().name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in ("basic_ack", "basic_consume", "basic_cancel", "queue_declare", "basic_publish"):
+        watch(pika.channel.Channel, name)
+    watch(pika.SelectConnection, "_adapter_emit_data")
+    with (
+        Producer(queue, settings=broker_settings) as producer,
+        BackgroundConsumer(quickly, queue=queue, settings=broker_settings, workers=3) as consumer,
+    ):
+        producer.send_many(range(50))
+        consumer.wait(51, timeout_s=10, show_progress=False)
+    io_threads = {f"mqlab {who} {queue}" for who in ("producer for", "consumer of")}
+    assert set(callers) >= {"basic_ack", "basic_consume", "basic_cancel", "basic_publish"}
+    assert callers["_adapter_emit_data"] == set().union(*callers.values()) == io_threads
+    assert callers["basic_ack"] == callers["basic_consume"] == {f"mqlab consumer of {queue}"}
+
+
+def test_acks_of_short_tasks_go_out_together(
+    broker_settings: Settings, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush acks all that was finished since the last one: one frame where there is no gap."""
+    acks: list[bool] = []
+    basic_ack = pika.channel.Channel.basic_ack
+
+    def counted(channel: Any, tag: int, multiple: bool = False) -> None:
+        acks.append(multiple)
+        basic_ack(channel, tag, multiple)
+
+    monkeypatch.setattr(pika.channel.Channel, "basic_ack", counted)
+    with Producer(queue, settings=broker_settings) as producer:
+        producer.send_many(range(2000))
+    with BackgroundConsumer(
+        quickly, queue=queue, settings=broker_settings, prefetch=100
+    ) as consumer:
+        consumer.wait(2000, timeout_s=30, show_progress=False)
+    assert any(acks)
+    assert len(acks) < 1000
+    assert_depth(broker_settings, queue, 0)
+
+
 # ---- messages that are no tasks, tasks that fail
 
 
@@ -311,6 +365,25 @@ def test_row_27_a_handler_that_exits_does_not_end_its_worker(
 # ---- connections and queues that go away
 
 
+def test_row_09_however_many_wait_only_the_prefetch_is_taken(
+    broker_settings: Settings, queue: str
+) -> None:
+    go_on = threading.Event()
+
+    def work(_task: Task) -> None:
+        assert go_on.wait(20)
+
+    with Producer(queue, settings=broker_settings) as producer:
+        producer.send_many(range(5000))
+    with BackgroundConsumer(
+        work, queue=queue, settings=broker_settings, workers=2, prefetch=7
+    ) as consumer:
+        assert_depth(broker_settings, queue, 5000 - 7)
+        assert (consumer.status().working, consumer.status().prefetched) == (2, 5)
+        go_on.set()
+        consumer.wait(5000, timeout_s=30, show_progress=False)
+
+
 def test_row_10_a_task_longer_than_three_heartbeats_is_done_once(
     broker_settings: Settings, queue: str
 ) -> None:
@@ -420,6 +493,30 @@ def test_row_28_stop_returns_in_time_and_says_what_went_back(
     assert_depth(broker_settings, queue, 2)
     assert consumers(broker_settings, queue) == 0
     go_on.set()
+
+
+def test_stopping_while_a_failed_task_waits_for_its_next_attempt_is_quick(
+    broker_settings: Settings, queue: str
+) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def work(_task: Task) -> None:
+        at_work.set()
+        go_on.wait(10)
+        raise RuntimeError("later, perhaps")
+
+    with Producer(queue, settings=broker_settings) as producer:
+        task_id = producer.send("x").task_id
+    consumer = BackgroundConsumer(
+        work, queue=queue, settings=broker_settings, retry_delay_s=60
+    ).start()
+    assert at_work.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    started = time.monotonic()
+    report = consumer.stop(timeout_s=10)
+    assert time.monotonic() - started < 3
+    assert report.returned == (task_id,)
+    assert_depth(broker_settings, queue, 1)
 
 
 def test_row_29_an_error_in_the_background_is_shown_and_raised(

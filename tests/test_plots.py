@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mqlab import plots
-from mqlab.consumer import TaskRecord
 from mqlab.experiment import ClientRecord, ClientsRun, SyncRecord
-from mqlab.producer import SendRecord
+from mqlab.records import SendRecord, TaskRecord
 
 
 def sent(number, connect=4, declare=1, publish=0.5, confirm=2):

@@ -64,6 +64,61 @@ def test_send_many_confirms_all_in_order(broker_settings: Settings, queue: str) 
     assert tuple(fields["task_id"] for fields in taken) == record.task_ids
 
 
+def test_the_window_bounds_what_is_unconfirmed_and_reopens_for_a_whole_block(
+    broker_settings: Settings, queue: str
+) -> None:
+    in_flight, blocks = [], []
+
+    class Watched(Producer):
+        def _drain(self) -> None:
+            before = len(self._in_flight)
+            super()._drain()
+            in_flight.append(len(self._in_flight))
+            if len(self._in_flight) > before:
+                blocks.append(len(self._in_flight) - before)
+
+    with Watched(queue, settings=broker_settings) as producer:
+        producer.send_many(range(10 * WINDOW))
+    assert WINDOW // 2 <= max(in_flight) <= WINDOW
+    assert sum(blocks) == 10 * WINDOW
+    assert len(blocks) <= 60  # of 500 each, 20; without that rule, hundreds
+
+
+def test_a_body_of_several_frames_arrives_whole(broker_settings: Settings, queue: str) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        producer.send_many(["x" * size for size in (131_000, 131_064, 300_000, 1_000_000)])
+    sizes = [len(json.loads(body)["data"]) for _, _, body in take_all(broker_settings, queue)]
+    assert sizes == [131_000, 131_064, 300_000, 1_000_000]
+
+
+def test_sends_that_time_out_do_not_disturb_those_that_begin(
+    broker_settings: Settings, queue: str
+) -> None:
+    with Proxy(broker_settings) as proxy:
+        producer = Producer(queue, settings=proxy.settings)
+    eventually(lambda: producer.status().state == "reconnecting")
+    outcomes: list[type[BaseException]] = []
+    deadline = time.monotonic() + 1.5
+
+    def send() -> None:
+        while time.monotonic() < deadline:
+            try:
+                producer.send_many(range(20), timeout_s=0.001)
+            except (NotSent, OutcomeUnknown) as error:
+                outcomes.append(type(error))
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert producer.status().state == "reconnecting"
+    assert producer.status().waiting == 0
+    assert len(outcomes) > 50
+    assert set(outcomes) == {NotSent}
+    producer.close()
+
+
 def test_sending_nothing_is_fine(broker_settings: Settings, queue: str) -> None:
     with Producer(queue, settings=broker_settings) as producer:
         assert producer.send_many([]).task_ids == ()
