@@ -32,6 +32,9 @@ RECORDS_KEPT = 5_000
 HEADER_PREFIX = "mqlab-"
 ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
 
+REFUSED_PAUSE_S = 1.0
+"""Before a queue that has refused a message is asked again."""
+
 Handler = Callable[[Task], Any]
 
 
@@ -367,7 +370,8 @@ class BackgroundConsumer:
             elif outcome == "dead":
                 self._move(delivery, self.dead_queue)
             else:
-                self._move_later(delivery)
+                delay_s = self._retry_delay_s * 2 ** (delivery.record.attempt - 1)
+                self._move_later(delay_s, delivery, self.queue)
         self._ack(acks)
         with self._changed:  # stop() waits for this, too, where nothing could be acked
             self._changed.notify_all()
@@ -418,9 +422,8 @@ class BackgroundConsumer:
     # Moving a message to the end of its queue, or to the dead queue: publish a copy, and ack the
     # original when the broker has confirmed the copy. Killed in between, there are two, never none.
 
-    def _move_later(self, delivery: _Delivery) -> None:
-        delay_s = self._retry_delay_s * 2 ** (delivery.record.attempt - 1)
-        self._connection.run_later(delay_s, lambda: self._move(delivery, self.queue))
+    def _move_later(self, delay_s: float, delivery: _Delivery, target: str) -> None:
+        self._connection.run_later(delay_s, lambda: self._move(delivery, target))
 
     def _move(self, delivery: _Delivery, target: str) -> None:
         if not self._is_current(delivery):
@@ -434,23 +437,20 @@ class BackgroundConsumer:
 
     def _on_return(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         for move in self._moves.values():
-            if (move.target, move.delivery.body, move.returned) == (
-                method.routing_key,
-                body,
-                False,
-            ):
+            is_it = move.target == method.routing_key and move.delivery.body == body
+            if is_it and not move.returned:
                 move.returned = True
                 return
 
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
+    def _on_confirm(self, confirm: Any) -> None:
+        method = confirm.method
         tags = [method.delivery_tag]
         if method.multiple:
             tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._moves))
         for tag in tags:
             move = self._moves.pop(tag)
             if method.NAME == "Basic.Nack":  # the queue is full, say: keep the task, ask again
-                self._move_later(move.delivery)
+                self._move_later(REFUSED_PAUSE_S, move.delivery, move.target)
             elif move.returned:  # there is no such queue yet
                 move.delivery.channel.queue_declare(move.target, durable=True)
                 self._move(move.delivery, move.target)

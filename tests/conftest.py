@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import os
+import threading
+import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pika
+import psutil
 import pytest
 
 from mqlab import broker, packages
@@ -64,7 +71,39 @@ def broker_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settin
         return
     private = _private_broker(tmp_path_factory.mktemp("broker"))
     yield private.settings
+    queues = json.loads(_ask_management(private.settings, "queues"))
     private.kill()
+    assert [queue["name"] for queue in queues] == [], "a test has left a queue"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """After the last test and the last broker: no thread of mqlab, and no process of ours."""
+    yield
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("mqlab")]
+    deadline = time.monotonic() + 10
+    while children := _living_children():
+        assert time.monotonic() < deadline, f"a test has left a process: {children}"
+        time.sleep(0.1)
+    assert threads == [], "a test has left a thread"
+
+
+def _living_children() -> list[str]:
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(child.cmdline())[:80])
+    return found
+
+
+def _ask_management(settings: Settings, path: str) -> bytes:
+    login = base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
+    request = urllib.request.Request(
+        f"{settings.management_url}/api/{path}", headers={"Authorization": f"Basic {login}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
 
 
 @pytest.fixture

@@ -347,6 +347,25 @@ def test_row_27_a_task_that_raises_is_tried_three_times_and_then_dead(
     assert properties.message_id == json.loads(body)["task_id"] == bad
 
 
+def test_a_dead_queue_that_is_full_is_asked_again_and_nothing_is_lost(
+    broker_settings: Settings, queue: str
+) -> None:
+    with raw_channel(broker_settings) as channel:
+        arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        channel.queue_declare(f"{queue}.dead", durable=True, arguments=arguments)
+    publish(broker_settings, queue, b"junk 1", b"junk 2", task_body("good"))
+    with BackgroundConsumer(quickly, queue=queue, settings=broker_settings, prefetch=3) as consumer:
+        outcomes = [record.outcome for record in consumer.wait(2, timeout_s=10)]
+        assert sorted(outcomes) == ["dead", "done"]
+        with pytest.raises(WaitTimeout):
+            consumer.wait(1, timeout_s=0.5)  # the second finds no room
+        [(_, _, first)] = take_all(broker_settings, f"{queue}.dead")
+        assert consumer.wait(1, timeout_s=10)[0].outcome == "dead"
+    [(_, _, second)] = take_all(broker_settings, f"{queue}.dead")
+    assert {first, second} == {b"junk 1", b"junk 2"}
+    assert_depth(broker_settings, queue, 0)
+
+
 def test_row_27_a_handler_that_exits_does_not_end_its_worker(
     broker_settings: Settings, queue: str
 ) -> None:
