@@ -46,14 +46,9 @@ class _Delivery:
         self.properties, self.body = properties, body
         self.settled = False  # may be acked
         attempts = (properties.headers or {}).get(ATTEMPTS_HEADER, 0)
-        self.record = TaskRecord(
-            task_id=properties.message_id,
-            data=None,
-            sent_at=None,
-            received_at=time.time(),
-            redelivered=method.redelivered,
-            attempt=attempts + 1 if type(attempts) is int and 0 <= attempts < 1_000_000 else 1,
-        )
+        attempt = attempts + 1 if type(attempts) is int and 0 <= attempts < 1_000_000 else 1
+        now, redelivered = time.time(), method.redelivered
+        self.record = TaskRecord(properties.message_id, None, None, now, redelivered, attempt)
 
     def find_id(self) -> str:
         try:

@@ -137,6 +137,9 @@ def perform_heavy_task(
 
 
 def _check_fields(task_id: Any, timestamp: Any) -> None:
+    plain = type(task_id) is str and type(timestamp) is float and 0 <= timestamp < math.inf
+    if plain and 0 < len(task_id) <= MAX_ID_BYTES // 4:  # a character is at most 4 bytes
+        return
     if not isinstance(task_id, str) or not task_id:
         raise TaskError(f"task_id must be text that is not empty, not {_shown(task_id)}")
     if len(task_id) > MAX_ID_BYTES // 4 and len(task_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
