@@ -154,12 +154,15 @@ def draw(figures: dict[str, list[dict[str, float]]]) -> None:
         order = sorted(named, key=lambda name: statistics.median(named[name]))
         for place, name in enumerate(order):
             rates = named[name]
-            color = "#0072B2" if "mqlab" in name else "#999999"
-            axes.barh(place, statistics.median(rates), color=color)
-            axes.plot([min(rates), max(rates)], [place, place], color="black")
+            color = "#D55E00" if "mqlab" in name else "#666666"
+            axes.plot([min(rates), max(rates)], [place, place], color=color, linewidth=2)
+            axes.plot(statistics.median(rates), place, "o", color=color, markersize=10)
         axes.set_yticks(range(len(order)), [name.removeprefix(kind + " ") for name in order])
         axes.set_xscale("log")
-        axes.set_xlabel("messages a second (median; line: lowest to highest)")
+        axes.set_xlim(100, 100_000)
+        axes.set_xticks([100, 1000, 10_000, 100_000], ["100", "1,000", "10,000", "100,000"])
+        axes.grid(axis="x", alpha=0.4)
+        axes.set_xlabel("messages a second (dot: median; line: lowest to highest)")
         axes.set_title(kind)
     figure.savefig(HERE / "results.png", dpi=90)
 
