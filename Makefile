@@ -64,5 +64,4 @@ install = @echo "install $(1)"; [ -x .venv/bin/uv ] && \
   .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode $(1) || $(RUN) -m pip install -q $(1)
 
 compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-annotate \
-  --no-emit-index-url --no-emit-find-links --no-emit-package mqlab \
-  --custom-compile-command "make lock" --upgrade $(1) -o $(2)
+  --no-emit-package mqlab --custom-compile-command "make lock" --upgrade $(1) -o $(2)

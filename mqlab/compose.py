@@ -12,7 +12,7 @@ from mqlab.settings import Settings
 
 FILE = Path(__file__).resolve().parents[1] / "docker-compose.yml"
 UP_TIMEOUT_S = 600.0
-"""Seconds: the first time the image, some 100 MB, is fetched."""
+"""Seconds: the first time the image is fetched."""
 
 
 def why_not(timeout_s: float = 5.0) -> str:
