@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from mqlab.errors import NoBrokerFound
 from mqlab.node import Node, find_server
 from mqlab.ports import free_port
 from mqlab.settings import Settings
+from tests.helpers import management
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +69,7 @@ def broker_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settin
         return
     private = _private_broker(tmp_path_factory.mktemp("broker"))
     yield private.settings
-    queues = json.loads(_ask_management(private.settings, "queues"))
+    queues = management(private.settings, "queues")
     private.kill()
     assert [queue["name"] for queue in queues] == [], "a test has left a queue"
 
@@ -95,15 +93,6 @@ def _living_children() -> list[str]:
             if child.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(child.cmdline())[:80])
     return found
-
-
-def _ask_management(settings: Settings, path: str) -> bytes:
-    login = base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
-    request = urllib.request.Request(
-        f"{settings.management_url}/api/{path}", headers={"Authorization": f"Basic {login}"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return bytes(answer.read())
 
 
 @pytest.fixture

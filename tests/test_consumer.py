@@ -355,7 +355,7 @@ def test_a_dead_queue_that_is_full_is_asked_again_and_nothing_is_lost(
         outcomes = [record.outcome for record in consumer.wait(2, timeout_s=10)]
         assert sorted(outcomes) == ["dead", "done"]
         with pytest.raises(WaitTimeout):
-            consumer.wait(1, timeout_s=0.5)  # the second finds no room
+            consumer.wait(1, timeout_s=2.5)  # asked twice more, the second finds no room
         [(_, _, first)] = take_all(broker_settings, f"{queue}.dead")
         assert consumer.wait(1, timeout_s=10)[0].outcome == "dead"
     [(_, _, second)] = take_all(broker_settings, f"{queue}.dead")

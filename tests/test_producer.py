@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 import threading
 import time
 
@@ -8,6 +10,7 @@ import pytest
 
 from mqlab import Producer, send_task_to_queue
 from mqlab.errors import (
+    AccessRefused,
     MqlabError,
     NotSent,
     OutcomeUnknown,
@@ -18,7 +21,14 @@ from mqlab.errors import (
 )
 from mqlab.producer import WINDOW
 from mqlab.settings import Settings
-from tests.helpers import assert_depth, depth, eventually, raw_channel, take_all
+from tests.helpers import (
+    assert_depth,
+    depth,
+    eventually,
+    management,
+    raw_channel,
+    take_all,
+)
 from tests.proxy import Proxy
 
 
@@ -108,10 +118,13 @@ def test_sends_that_time_out_do_not_disturb_those_that_begin(
                 outcomes.append(type(error))
 
     threads = [threading.Thread(target=send) for _ in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within a loop over what is pending
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
+    sys.setswitchinterval(interval)
     assert producer.status().state == "reconnecting"
     assert producer.status().waiting == 0
     assert len(outcomes) > 50
@@ -181,6 +194,27 @@ def test_row_15_an_unconfirmed_send_is_repeated_with_the_same_id(
     assert record.repeated == 1  # type: ignore[attr-defined]
     ids = [properties.message_id for _, properties, _ in take_all(broker_settings, queue)]
     assert ids == [record.task_id] * 2  # type: ignore[attr-defined]
+
+
+def test_row_11_a_login_that_is_no_longer_good_is_not_tried_again(
+    broker_settings: Settings, queue: str
+) -> None:
+    user = queue  # a name of this test's own
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    management(broker_settings, f"users/{user}", "PUT", {"password": "topsecret", "tags": ""})
+    management(broker_settings, f"permissions/%2F/{user}", "PUT", everything)
+    theirs = dataclasses.replace(broker_settings, username=user, password="topsecret")
+    with Proxy(theirs) as proxy, Producer(queue, settings=proxy.settings) as producer:
+        producer.send("while it is good")
+        management(broker_settings, f"users/{user}", "DELETE")
+        proxy.cut()
+        eventually(lambda: producer.status().state == "failed")
+        accepted = proxy.accepted
+        with pytest.raises(AccessRefused) as caught:
+            producer.send("x")
+        time.sleep(0.5)  # what is tested is that no further attempt comes
+        assert proxy.accepted == accepted
+    assert "topsecret" not in str(caught.value)
 
 
 def test_row_16_a_silent_network_is_unknown_in_time(broker_settings: Settings, queue: str) -> None:
