@@ -10,9 +10,9 @@ import pytest
 
 from mqlab.connection import Connection, handshake
 from mqlab.errors import AccessRefused, ConnectError, MqlabError
+from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.helpers import eventually
-from tests.proxy import Proxy
 
 BOUND_S = 5.0
 

@@ -11,9 +11,9 @@ import pytest
 
 from mqlab import BackgroundConsumer, Producer, Task, TaskRecord
 from mqlab.errors import ConsumerError, QueueMismatch, WaitTimeout
+from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.helpers import assert_depth, consumers, eventually, raw_channel, take_all
-from tests.proxy import Proxy
 
 
 def quickly(task: Task) -> str:

@@ -21,6 +21,7 @@ import pytest
 
 from mqlab import BackgroundConsumer, Producer, Task
 from mqlab.errors import OutcomeUnknown
+from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
 from tests.helpers import (
@@ -32,7 +33,6 @@ from tests.helpers import (
     raw_channel,
     take_all,
 )
-from tests.proxy import Proxy
 
 QUEUE = "faults"
 Start = Callable[[], PrivateBroker]

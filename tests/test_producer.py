@@ -20,6 +20,7 @@ from mqlab.errors import (
     Unroutable,
 )
 from mqlab.producer import WINDOW
+from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.helpers import (
     assert_depth,
@@ -29,7 +30,6 @@ from tests.helpers import (
     raw_channel,
     take_all,
 )
-from tests.proxy import Proxy
 
 
 def test_a_sent_task_is_in_the_queue_with_one_id_everywhere(

@@ -1,0 +1,129 @@
+"""A small real TCP proxy in front of a broker, on 127.0.0.1: it can cut, swallow, delay and look.
+
+Exercises and tests put it between a client and the broker, to see what was really said and to make
+the faults that a network makes. It changes no byte, and knows no queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pika.exceptions import InvalidFrameError
+from pika.frame import decode_frame
+
+from mqlab.settings import Settings
+
+OnFrame = Callable[[int, bool, Any], None]
+
+
+class Proxy:
+    """Forwards a free port on 127.0.0.1 to a broker; ``settings`` points at the proxy.
+
+    ``on_frame(connection, from_client, frame)`` is called with each AMQP frame *before* it is
+    forwarded, in the thread of that connection and direction; ``connection`` counts from 1. It
+    does not work through TLS, where there is nothing to see.
+    """
+
+    def __init__(self, target: Settings, on_frame: OnFrame | None = None) -> None:
+        self._target = (target.host, target.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.settings = dataclasses.replace(
+            target, host="127.0.0.1", port=self._listener.getsockname()[1]
+        )
+        self.swallow = False  # what both sides say; connections stay open
+        self.swallow_answers = False  # what the broker says
+        self.delay_s = 0.0
+        self.cuts = self.accepted = 0
+        self._on_frame = on_frame
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+        self._start(self._accept)
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Accept nothing more, and end every connection."""
+        with contextlib.suppress(OSError):  # close alone does not wake a thread in accept
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> int:
+        """End every connection with a reset, as a network does; return how many there were."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    # linger 0: close sends RST instead of FIN
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+        self.cuts += bool(pairs)
+        return len(pairs)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            try:
+                server = socket.create_connection(self._target, timeout=5)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            for end in (client, server):  # or small confirms wait for the delayed ACK of TCP
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._pairs.append((client, server))
+            self._start(self._pump, client, server, self.accepted, True)
+            self._start(self._pump, server, client, self.accepted, False)
+
+    @staticmethod
+    def _start(function: Callable[..., None], *args: Any) -> None:
+        threading.Thread(target=function, args=args, name="mqlab proxy", daemon=True).start()
+
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, number: int, from_client: bool
+    ) -> None:
+        with contextlib.suppress(OSError):
+            for data in self._pieces(source, number, from_client):
+                if self.delay_s:
+                    time.sleep(self.delay_s)
+                if not (self.swallow or (self.swallow_answers and not from_client)):
+                    sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _pieces(self, source: socket.socket, number: int, from_client: bool) -> Iterator[bytes]:
+        """What comes from ``source``: as it comes, or frame by frame if somebody looks."""
+        rest = b""
+        while data := source.recv(65536):
+            if self._on_frame is None:
+                yield data
+                continue
+            rest += data
+            with contextlib.suppress(InvalidFrameError):
+                while (found := decode_frame(rest))[0]:
+                    size, frame = found
+                    self._on_frame(number, from_client, frame)
+                    yield rest[:size]
+                    rest = rest[size:]
+                continue
+            # Not AMQP, as when two threads write at once: from here on it goes through unseen.
+            yield rest
+            rest = b""
