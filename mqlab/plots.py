@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mqlab.records import SendRecord, TaskRecord
 
 ACCENT, GREY, LIGHT, DARK = "#D55E00", "#8C8C8C", "#D0D0D0", "#333333"
+OFF_SCALE = 3.0
+"""A column this many times higher than the median one is cut off in ``send_cost``."""
 STYLE: Any = {
     "font.size": 14,
     "axes.titlesize": 15,
@@ -162,6 +164,16 @@ def send_cost(records: Sequence[SendRecord], ax: Axes | None = None) -> Axes:
     ax.set_xlabel("send, one after the other")
     ax.set_ylabel("wait of the sender, ms")
     ax.set_title("What one send is spent on")
+    # One slow send must not flatten all others: it runs out of the picture, with its number.
+    top = OFF_SCALE * statistics.median(floor)
+    slow = [(place, total) for place, total in zip(places, floor, strict=True) if total > top]
+    if slow:
+        ax.set_ylim(0, top)
+    for place, total in slow:
+        note = f"{format_time(total / 1000)} ↑"
+        ax.annotate(
+            note, (place + 0.5, top), (4, -4), textcoords="offset points", va="top", fontsize=12
+        )
     handles, labels = ax.get_legend_handles_labels()
     # The legend stands in the order of the stack, and outside, where it can hide no column.
     ax.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))

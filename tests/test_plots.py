@@ -149,6 +149,14 @@ def test_send_cost_stacks_the_four_parts_in_milliseconds():
     )
 
 
+def test_one_slow_send_does_not_flatten_the_others():
+    ax = plots.send_cost([sent(1), sent(2), sent(3, connect=200)])
+
+    assert ax.get_ylim()[1] == pytest.approx(3 * 7.5)
+    assert [text.get_text() for text in ax.texts] == ["0.20 s ↑"]
+    assert plots.send_cost([sent(1), sent(2)]).texts[:] == []
+
+
 def test_compare_waits_is_logarithmic_with_a_dot_for_each_repeat_and_the_median_said():
     ax = plots.compare_waits(WAYS)
 
