@@ -94,6 +94,24 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (listing, requeue):
         command.add_argument("--queue", default=QUEUE, help=f"the queue (default: {QUEUE})")
 
+    room = _add(commands, "room", "give each attendee a part of a broker that all share", None)
+    steps = room.add_subparsers(metavar="ACTION", required=True)
+    create = _add(steps, "create", "make a login for each seat, and a file of slips", run_room)
+    create.add_argument("seats", type=int, help="how many attendees")
+    create.add_argument("--host", help="the broker's machine, as attendees reach it")
+    create.add_argument("--file", type=Path, help="the slips' file (default: mqlab-room.txt)")
+    create.add_argument(
+        "--new-passwords", action="store_true", help="make every login and the file anew"
+    )
+    create.epilog = (
+        "AMQP_URL is an administrator's. Run it again to go on after an interruption, or for more "
+        "seats: who has a slip in the file keeps that login. docs/instructor-guide.md has the rest."
+    )
+    seats = _add(steps, "list", "show what there is in the part of each attendee", run_room_list)
+    remove = _add(steps, "remove", "delete the room, with all that is in it", run_room_remove)
+    for command in (create, seats, remove):
+        command.add_argument("--name", default="room", help="the room's name (default: room)")
+
     lab = _add(commands, "lab", "start a broker and JupyterLab, and end both together", run_lab)
     lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     return parser
@@ -202,6 +220,33 @@ def run_requeue(arguments: argparse.Namespace) -> int:
 
     moved = requeue_dead(arguments.queue, task_id=arguments.id)
     print(f"{moved} message{'s' * (moved != 1)} sent back to {arguments.queue}.")
+    return 0
+
+
+def run_room(arguments: argparse.Namespace) -> int:
+    from mqlab import room
+
+    room.create(
+        arguments.seats, host=arguments.host, name=arguments.name, file=arguments.file,
+        new_passwords=arguments.new_passwords,
+    )  # fmt: skip
+    return 0
+
+
+def run_room_list(arguments: argparse.Namespace) -> int:
+    from mqlab import room
+
+    seats = room.look(arguments.name)
+    for seat in seats:
+        print(seat)
+    print(f"{len(seats)} seat{'s' * (len(seats) != 1)} in {arguments.name}.")
+    return 0
+
+
+def run_room_remove(arguments: argparse.Namespace) -> int:
+    from mqlab import room
+
+    room.remove(arguments.name)
     return 0
 
 

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "task": {"errors"},
     "connection": {"errors", "settings"},
     "proxy": {"settings"},
+    "room": {"connection", "errors", "settings"},
     **dict.fromkeys(BROKER, BROKER | {"errors", "settings", "connection"}),
     "records": {"errors"},
     "producer": CORE | {"records"},
