@@ -16,7 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -135,12 +135,17 @@ def end_threads(threads: list[threading.Thread]) -> list[threading.Thread]:
 
 @dataclass(frozen=True)
 class Said:
-    """One AMQP method that was seen on the wire, such as ``Basic.Publish``; time in seconds."""
+    """One AMQP method that was seen on the wire, such as ``Basic.Publish``; time in seconds.
+
+    ``properties`` are those of the message that came with it; None where there is none.
+    """
 
     at: float
     connection: int
+    channel: int
     from_client: bool
     method: Any
+    properties: Any = None
 
     @property
     def name(self) -> str:
@@ -166,6 +171,8 @@ class Bench:
             )
         handshake(self.settings)
         self.said: list[Said] = []
+        self.shared: list[tuple[str, str]] = []
+        """Names of threads: who called on a connection, and whose it was at that moment."""
         self._queues: list[str] = []
         self._cut_at: int | None = None
         self._published = 0
@@ -204,7 +211,7 @@ class Bench:
 
     def connect(self) -> Any:
         """Open a pika BlockingConnection that is watched."""
-        return pika.BlockingConnection(self._proxy.settings.parameters(name="exercise"))
+        return _Watched(self._proxy.settings.parameters(name="exercise"), self.shared)
 
     def call(self, function: Any, *args: Any, **options: Any) -> Call:
         """``call``, with the watched way to the broker as what a function may wait for."""
@@ -229,7 +236,16 @@ class Bench:
     def channel(self) -> Iterator[Any]:
         """A channel straight to the broker, which nobody watches."""
         channel = self._looking.channel()
-        yield channel
+        try:
+            yield channel
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if error.reply_code != 404:
+                raise
+            raise Incorrect(
+                "The queue is not there.",
+                "Your function has deleted it, or has never declared it.",
+                evidence=[f"the broker: {error.reply_text}"],
+            ) from error
         if channel.is_open:
             channel.close()
 
@@ -296,6 +312,8 @@ class Bench:
 
     def _on_frame(self, connection: int, from_client: bool, frame: Any) -> None:
         method = getattr(frame, "method", None)
+        if isinstance(frame, pika.frame.Header):  # it follows its method on the same channel
+            self._note_properties(connection, from_client, frame)
         if method is None:
             return
         is_publish = from_client and method.NAME == "Basic.Publish"
@@ -307,12 +325,49 @@ class Bench:
             timer = threading.Timer(0.1, self._cut)
             timer.name, timer.daemon = "mqlab proxy cut", True
             timer.start()
-        self.said.append(Said(time.perf_counter(), connection, from_client, method))
+        channel = frame.channel_number
+        self.said.append(Said(time.perf_counter(), connection, channel, from_client, method))
+
+    def _note_properties(self, connection: int, from_client: bool, header: Any) -> None:
+        where = (connection, header.channel_number, from_client)
+        for place in range(len(self.said) - 1, -1, -1):
+            said = self.said[place]
+            if (said.connection, said.channel, said.from_client) == where:
+                self.said[place] = replace(said, properties=header.properties)
+                return
 
     def _cut(self) -> None:
         self._cut_at = None
         self._proxy.cut()
         self._proxy.swallow = self._proxy.swallow_answers = False
+
+
+class _Watched(pika.BlockingConnection):  # type: ignore[misc]
+    """Notes who calls on it while another thread is in it, which pika does not allow."""
+
+    def __init__(self, parameters: Any, shared: list[tuple[str, str]]) -> None:
+        self._shared, self._inside = shared, list[threading.Thread]()
+        super().__init__(parameters)
+
+    def process_data_events(self, *args: Any, **options: Any) -> None:
+        with self._entered():
+            super().process_data_events(*args, **options)
+
+    def _flush_output(self, *waiters: Callable[[], bool]) -> None:
+        with self._entered():  # every call on a connection or its channels ends in here
+            super()._flush_output(*waiters)
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        me = threading.current_thread()
+        others = [each for each in list(self._inside) if each is not me]
+        if others:
+            self._shared.append((me.name, others[0].name))
+        self._inside.append(me)
+        try:
+            yield
+        finally:
+            self._inside.remove(me)
 
 
 def some(items: Iterable[str], limit: int = 3) -> str:
