@@ -36,6 +36,10 @@ END_WITHIN_S = 2.0
 """Seconds that a thread has to end when its connection is gone, and again when it is told to."""
 
 
+class DidNotReturn(Incorrect):
+    """Raised by ``call``: the time was up. A check that knows why says it in better words."""
+
+
 @dataclass
 class Call:
     """One call of a learner's function: what it returned or raised, and what it left."""
@@ -69,7 +73,7 @@ def call(
     """Call a learner's function in a thread of its own, and wait at most ``timeout_s`` seconds.
 
     Raises NotAttempted if it did nothing and returned nothing (``touched`` tells whether it did),
-    NotChecked if it cannot be called like this, and Incorrect if it does not return. Before that,
+    NotChecked if it cannot be called like this, and DidNotReturn if it does not return. Before that,
     ``unblock`` is called, to end what the function may be waiting for.
     """
     _check_callable(function, args)
@@ -96,7 +100,7 @@ def call(
         place = _place_of(thread)
         unblock()
         left = end_threads([thread])
-        raise Incorrect(
+        raise DidNotReturn(
             f"Your function did not return within {timeout_s:g} s.",
             "It was stopped. A function that waits needs a bound, and a way to be told to end."
             if not left
