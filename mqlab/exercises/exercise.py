@@ -175,19 +175,23 @@ class Exercise:
 
     def solution_file(self) -> Path:
         """Where the solution stands. Raises MqlabError if the folder of the notebooks is gone."""
-        name = f"solutions/{self.page}_ex{self.number}.py"
-        for folder in (Path.cwd(), Path(__file__).resolve().parents[2] / "notebooks"):
-            if (folder / name).exists():
-                return folder / name
-        raise MqlabError(
-            f"There is no {name} here.",
-            why="the notebook runs outside the project's folder",
-            fix="open it with `make lab`",
-        )
+        return beside_notebooks(f"solutions/{self.page}_ex{self.number}.py")
 
     def _not_checked(self, why: str, fix: str) -> Result:
         next_step = f"\nNext: {fix}" if fix else ""
         return Result(self.name, NOT_CHECKED, message=f"{why[:1].upper()}{why[1:]}{next_step}")
+
+
+def beside_notebooks(name: str) -> Path:
+    """Find a file that belongs to the pages. Raises MqlabError if the folder of them is gone."""
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[2] / "notebooks"):
+        if (folder / name).exists():
+            return folder / name
+    raise MqlabError(
+        f"There is no {name} here.",
+        why="the notebook runs outside the project's folder",
+        fix="open it with `make lab`",
+    )
 
 
 def _text(text: str) -> str:
