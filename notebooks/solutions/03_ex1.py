@@ -1,0 +1,17 @@
+import pika
+
+
+def send_all(connect, queue, tasks):
+    """Send each of `tasks` to `queue` on one connection; return those that are in the queue."""
+    persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
+    in_the_queue = []
+    with connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for task in tasks:
+            try:
+                channel.basic_publish("", queue, task, persistent, mandatory=True)
+            except pika.exceptions.UnroutableError:
+                continue  # no queue wanted it
+            in_the_queue.append(task)
+    return in_the_queue
