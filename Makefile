@@ -3,14 +3,19 @@
 # It keeps to what make 3.81 understands, which macOS has.
 PYTHON = python3
 RUN = .venv/bin/python
+# Two processes, each with a broker of its own; with AMQP_URL there is one broker, so one process.
+TEST_ARGS = $(if $(AMQP_URL),,-n 2 --dist loadfile)
 
-.PHONY: lab test demo check notebooks bench lock clean
+.PHONY: lab test proof demo check notebooks bench lock clean
 
 lab: .venv/.ready
 	$(RUN) -m mqlab lab $(LAB_ARGS)
 
 test: .venv/.ready-dev
 	$(RUN) -m pytest $(TEST_ARGS)
+
+proof: .venv/.ready-dev
+	$(RUN) -m mqlab broker run -- $(RUN) -m tests.exercise_table
 
 demo: .venv/.ready
 	$(RUN) -m mqlab demo
