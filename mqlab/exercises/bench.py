@@ -73,8 +73,8 @@ def call(
     """Call a learner's function in a thread of its own, and wait at most ``timeout_s`` seconds.
 
     Raises NotAttempted if it did nothing and returned nothing (``touched`` tells whether it did),
-    NotChecked if it cannot be called like this, and DidNotReturn if it does not return. Before that,
-    ``unblock`` is called, to end what the function may be waiting for.
+    NotChecked if it cannot be called like this, and DidNotReturn if it does not return. Before
+    that, ``unblock`` is called, to end what the function may be waiting for.
     """
     _check_callable(function, args)
     outcome = Call()
@@ -88,18 +88,22 @@ def call(
             outcome.error = error
         outcome.seconds = time.perf_counter() - started
 
+    def new_threads() -> list[threading.Thread]:
+        threads = [each for each in threading.enumerate() if each not in before]
+        return [each for each in threads if not each.name.startswith("mqlab proxy")]
+
     thread = threading.Thread(target=run, name="your function", daemon=True)
     thread.start()
     try:
         thread.join(timeout_s)
     except BaseException:  # the learner has interrupted the check
         unblock()
-        end_threads([thread])
+        end_threads(new_threads())
         raise
     if thread.is_alive():
         place = _place_of(thread)
         unblock()
-        left = end_threads([thread])
+        left = end_threads(new_threads())
         raise DidNotReturn(
             f"Your function did not return within {timeout_s:g} s.",
             "It was stopped. A function that waits needs a bound, and a way to be told to end."
@@ -109,11 +113,7 @@ def call(
             evidence=[f"when the time was up it was {place}"] if place else [],
             look_at=look_at,
         )
-    outcome.threads = [
-        each
-        for each in threading.enumerate()
-        if each not in before and each is not thread and not each.name.startswith("mqlab proxy")
-    ]
+    outcome.threads = [each for each in new_threads() if each is not thread]
     nothing = outcome.value is None or outcome.value is Ellipsis
     begun = outcome.error is not None and not isinstance(outcome.error, NotImplementedError)
     if nothing and not begun and not touched():
@@ -177,6 +177,8 @@ class Bench:
         self.said: list[Said] = []
         self.shared: list[tuple[str, str]] = []
         """Names of threads: who called on a connection, and whose it was at that moment."""
+        self.thread_errors: list[BaseException] = []
+        """What ended threads of the learner's, while the bench was open."""
         self._queues: list[str] = []
         self._cut_at: int | None = None
         self._published = 0
@@ -186,7 +188,7 @@ class Bench:
         self._proxy = Proxy(self.settings, self._on_frame)
         self._url_before = os.environ.get("AMQP_URL")
         os.environ["AMQP_URL"] = self._proxy.settings.url
-        self._hook_before, threading.excepthook = threading.excepthook, lambda _: None
+        self._hook_before, threading.excepthook = threading.excepthook, self._note_thread_error
         self._running_before = set(consumers._running.values())
         self._open_before = set(connections._open_connections)
         self._looking = pika.BlockingConnection(self.settings.parameters(name="mqlab check"))
@@ -220,7 +222,7 @@ class Bench:
     def call(self, function: Any, *args: Any, **options: Any) -> Call:
         """``call``, with the watched way to the broker as what a function may wait for."""
         called = call(
-            function, *args, touched=lambda: bool(self.said), unblock=self._proxy.cut, **options
+            function, *args, touched=lambda: bool(self.said), unblock=self._close_all, **options
         )
         self._calls.append(called)
         return called
@@ -285,13 +287,16 @@ class Bench:
 
         What was not acknowledged goes back to its queue.
         """
+        self._close_all()
+        return end_threads([thread for called in self._calls for thread in called.threads])
+
+    def _close_all(self) -> None:
         for consumer in set(consumers._running.values()) - self._running_before:
             with contextlib.suppress(Exception):
                 consumer.stop(timeout_s=1.0)
         for opened in set(connections._open_connections) - self._open_before:
             opened.close(timeout_s=1.0)
         self._proxy.close()
-        return end_threads([thread for called in self._calls for thread in called.threads])
 
     def take_all(self, queue: str) -> list[tuple[Any, str]]:
         """Take every message off the queue: (properties, body as text) each, in order.
@@ -313,6 +318,10 @@ class Bench:
                 if found != last:
                     quiet_since, last = time.monotonic(), found
                 time.sleep(0.02)
+
+    def _note_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            self.thread_errors.append(args.exc_value)
 
     def _on_frame(self, connection: int, from_client: bool, frame: Any) -> None:
         method = getattr(frame, "method", None)
