@@ -19,7 +19,7 @@ NOWHERE = "Four ways to publish to nowhere, by hand"
 CUT = "Cut in the middle"
 LIBRARY = "The library's way"
 TASK_1, TASK_2 = "Exercise 1: for everyone", "Exercise 2: a stretch"
-BOUND_S = 10.0
+BOUND_S = 8.0
 # What pika raises for a connection that is lost, and then for its channel.
 CUT_ERRORS = (pika.exceptions.AMQPConnectionError, pika.exceptions.ChannelWrongStateError)
 
@@ -100,8 +100,8 @@ def _judge_without_a_queue(send_all: Any) -> list[str]:
         if returned and not confirms:
             raise Incorrect(
                 "The tasks came back, and you were not listening.",
-                "The queue did not exist. With mandatory the broker sends back what no queue wants, "
-                "and without confirms basic_publish has returned by then.",
+                "The queue did not exist. With mandatory the broker sends back what no queue "
+                "wants, and without confirms basic_publish has returned by then.",
                 evidence=[numbers],
                 look_at=NOWHERE,
             )
