@@ -75,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--duration", type=float, default=5.0, metavar="S", help="seconds a task takes (default: 5)"
     )
+    work.add_argument(
+        "--events", action="store_true", help="write lines of JSON, and end when stdin ends"
+    )
     send = _add(commands, "send", "send one task, and show what each step cost", run_send)
     send.add_argument("data", help='what the report is about, such as "Audit Report"')
     sync = _add(commands, "sync", "be the client that waits: no queue, no broker", run_sync)
@@ -168,11 +171,10 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def run_work(arguments: argparse.Namespace) -> int:
-    from mqlab.worker import run_worker
+    from mqlab import worker
 
-    return run_worker(
-        queue=arguments.queue, workers=arguments.workers, duration_s=arguments.duration
-    )
+    run = worker.run_worker_with_events if arguments.events else worker.run_worker
+    return run(queue=arguments.queue, workers=arguments.workers, duration_s=arguments.duration)
 
 
 def run_send(arguments: argparse.Namespace) -> int:

@@ -252,6 +252,16 @@ class BackgroundConsumer:
         with self._changed:
             return list(self._records)
 
+    @property
+    def working(self) -> list[TaskRecord]:
+        """The records of the deliveries that are being worked on now."""
+        return [delivery.record for delivery in self._working if delivery is not None]
+
+    @property
+    def unacked(self) -> int:
+        """How many deliveries are here that the broker has no ack for yet."""
+        return len(self._unacked)
+
     # ---- shared
 
     @property
@@ -475,6 +485,12 @@ class BackgroundConsumer:
 
 
 _running: dict[tuple[str, str, str, str], BackgroundConsumer] = {}
+
+
+def running_consumers(queue: str, settings: Settings) -> list[BackgroundConsumer]:
+    """Give the consumers of this process that were started on that queue and not stopped."""
+    place = (queue, settings.address, settings.virtual_host)
+    return [consumer for key, consumer in list(_running.items()) if key[1:] == place]
 
 
 def _do_heavy_task(task: Task) -> str:

@@ -14,7 +14,7 @@ TALK = {"producer", "consumer", "records"}
 
 # Each module's own part of mqlab that it may import. What is not named here may not exist.
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": CORE | TALK | {"broker", "experiment"},
+    "__init__": CORE | TALK | {"broker", "experiment", "dashboard"},
     "errors": set(),
     "settings": {"errors"},
     "task": {"errors"},
@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "consumer": CORE | {"records"},
     "experiment": CORE | BROKER | TALK,
     "plots": {"errors", "broker", "experiment", "records"},
+    "watch": CORE | TALK | {"worker"},
+    "dashboard": CORE | TALK | {"watch", "worker"},
     "cli": {"*"},
     "__main__": {"cli"},
 }
