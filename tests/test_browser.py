@@ -7,12 +7,22 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import Locator
 
 from mqlab.settings import Settings
-from tests.browser import ROOT, JupyterLab, Window, find_chromium, prompt, run_jupyterlab
-from tests.helpers import consumers, eventually
+from tests.browser import (
+    CONTRASTS,
+    ROOT,
+    JupyterLab,
+    Window,
+    find_chromium,
+    prompt,
+    run_jupyterlab,
+)
+from tests.helpers import assert_depth, consumers, eventually, management
 
 pytestmark = pytest.mark.timeout(300)  # the first test waits until all notebooks have begun
 
@@ -70,10 +80,15 @@ def write_and_open(jupyterlab: JupyterLab) -> Iterator[Callable[..., Window]]:
         each.close()
 
 
+def read(path: Path) -> dict[str, Any]:
+    notebook: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return notebook
+
+
 def count_in(path: Path, wanted: str) -> int:
     """How often a pattern is in the prose and the outputs of a committed notebook."""
     found = 0
-    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+    for cell in read(path)["cells"]:
         for output in cell.get("outputs", []):
             found += len(re.findall(wanted, "".join(output.get("data", {}).get("text/html", ""))))
         if cell["cell_type"] == "markdown":
@@ -130,18 +145,119 @@ def test_the_quiz_explains_each_wrong_option_and_marks_the_right_one(
         right_last = sorted(question["answers"], key=lambda answer: answer["correct"])
         assert [answer["correct"] for answer in right_last[-2:]] == [False, True]
         for answer in right_last:
-            option = shown.nth(place).locator(f'label:text-is("{as_shown(answer["answer"])}")')
+            words = re.compile(f"^{re.escape(as_shown(answer['answer']))}$")
+            option = shown.nth(place).locator("label").filter(has_text=words)
             option.click()
             outcome = "correct" if answer["correct"] else "incorrect"
             assert feedback.text_content() == as_shown(answer["feedback"])
             assert feedback.get_attribute("class") == f"Feedback {outcome}"
             assert option.get_attribute("class") == f"MCButton {outcome}Button"
-    window.screenshot(f"{path.stem}-3-quiz", window.cell("display_quiz("))
+    window.screenshot(f"{path.stem}-3-quiz", window.cell("show_quiz("))
     assert window.complaints == []
 
 
 def as_shown(text: str) -> str:
     return html.unescape(re.sub("<.*?>", "", text))
+
+
+@every_page
+def test_a_solution_that_is_typed_in_is_correct(window: Window, path: Path) -> None:
+    check = window.cell("ex1.check(")
+    window.type_into(window.cell(starter(path, "ex1")), solution(path, "ex1"))
+    window.run(window.cell(starter(path, "ex1")))
+    assert "Exercise 1: correct." in window.run(check)
+    window.screenshot(f"{path.stem}-4-solved", check)
+    assert window.complaints == []
+
+
+def starter(path: Path, exercise: str) -> str:
+    """The line with which the starter cell of an exercise begins."""
+    sources = ["".join(cell["source"]) for cell in read(path)["cells"]]
+    [name] = re.findall(rf"^{exercise}\.check\((\w+)\)$", "\n".join(sources), re.M)
+    return f"def {name}("
+
+
+def solution(path: Path, exercise: str) -> str:
+    name = f"solutions/{path.stem[:2]}_{exercise}.py"
+    return (ROOT / "notebooks" / name).read_text("utf-8")
+
+
+SOLUTION = (ROOT / "notebooks/solutions/03_ex1.py").read_text("utf-8")
+LOST_BROKER = """
+import os
+os.environ["AMQP_URL"] = "amqp://guest:guest@127.0.0.1:9/%2F"
+"""
+OUTCOMES = {
+    "not attempted": "def send_all(connect, queue, tasks): return None",
+    "incorrect": "def send_all(connect, queue, tasks): return tasks",
+    "correct": SOLUTION,
+    "could not be checked": LOST_BROKER,
+}
+
+
+def test_each_outcome_of_a_check_is_readable_in_both_themes(
+    write_and_open: Callable[..., Window],
+) -> None:
+    cells = [cell for answer in OUTCOMES.values() for cell in (answer, "ex1.check(send_all)")]
+    window = write_and_open("from mqlab.exercises.page_03 import ex1", *cells)
+    window.begin_run_all()
+    window.wait_run_all()
+    results = window.page.locator(".jp-OutputArea-output .mqlab-result")
+    for result, outcome in zip(results.all(), OUTCOMES, strict=True):
+        assert f"Exercise 1: {outcome}." in (result.text_content() or "")
+    window.screenshot("outcomes-1-light")
+    assert_readable(results)
+    with window.dark():
+        window.screenshot("outcomes-2-dark")
+        assert_readable(results)
+    assert window.complaints == []
+
+
+def assert_readable(shown: Locator) -> None:
+    """Assert the contrast that WCAG 2.1 asks of text, 4.5 to 1, for each piece of text."""
+    contrasts = shown.evaluate_all(CONTRASTS)
+    assert contrasts
+    assert [pair for pair in contrasts if pair[1] < 4.5] == []
+
+
+def test_an_exercise_and_a_quiz_can_be_done_by_keyboard_alone(
+    write_and_open: Callable[..., Window],
+) -> None:
+    quiz = "from mqlab.exercises.quiz import show_quiz\n\nshow_quiz('03')"
+    cells = ["from mqlab.exercises.page_03 import ex1", "starter", "ex1.check(send_all)", quiz]
+    window = write_and_open(*cells)
+    press = window.page.keyboard.press
+    press("Shift+Enter")
+    press("Enter")  # into the starter cell
+    press("Control+a")
+    window.page.keyboard.insert_text(SOLUTION)
+    press("Shift+Enter")
+    press("Shift+Enter")
+    window.page.locator(".mqlab-result", has_text="Exercise 1: correct.").wait_for()
+
+    press("Shift+Enter")
+    window.page.locator(".jp-Notebook .Quiz[role]").nth(1).wait_for()
+    press("Escape")  # out of the new cell, and up to the quiz
+    press("ArrowUp")
+    asked = json.loads((ROOT / "notebooks/quizzes/03.json").read_text("utf-8"))
+    for place, question in enumerate(asked):
+        shown = window.page.locator(".jp-Notebook .Quiz").nth(place)
+        tab_into(window, shown)
+        press("Space")
+        for number, answer in enumerate(question["answers"]):
+            if number:
+                press("ArrowDown")
+            assert shown.locator(".Feedback").text_content() == as_shown(answer["feedback"])
+    assert window.complaints == []
+
+
+def tab_into(window: Window, shown: Locator, *, within: int = 20) -> None:
+    """Press Tab until the focus is in what is shown; people give up after a while, too."""
+    for _ in range(within):
+        window.page.keyboard.press("Tab")
+        if shown.evaluate("shown => shown.contains(document.activeElement)"):
+            return
+    pytest.fail("Tab does not lead there")
 
 
 def test_what_a_page_complains_of_is_noted(write_and_open: Callable[..., Window]) -> None:
@@ -192,3 +308,67 @@ def test_a_cell_run_again_interrupted_and_restarted_leaves_no_consumer(
     assert "dodo" in window.run(send)
     assert consumers(broker_settings, queue) == 1
     assert window.complaints == []
+
+
+def test_the_dashboards_buttons_do_what_they_say_at_the_broker(
+    queue: str, broker_settings: Settings, write_and_open: Callable[..., Window]
+) -> None:
+    show = f"from mqlab import Dashboard\nDashboard({queue!r}, task_s=1)"
+    window = write_and_open(show, "import time\ntime.sleep(100)")
+    window.run(window.cell("Dashboard"))
+    dashboard = window.page.locator(".jp-OutputArea-output .mqlab-dashboard")
+
+    def press(name: str) -> None:
+        dashboard.locator(f"button.mqlab-{name}").click()
+
+    def state(pattern: str) -> re.Match[str] | None:
+        return re.search(pattern, dashboard.locator(".mqlab-state").text_content() or "")
+
+    for name in ("send-1", "send-10", "start-worker", "stop-worker", "kill-worker", "cut"):
+        tab_into(
+            window, dashboard.locator(f"button.mqlab-{name}"), within=20 if name == "send-1" else 1
+        )
+    press("send-10")
+    eventually(lambda: state("10 ready"))
+    assert_depth(broker_settings, queue, 10)
+    press("start-worker")
+    eventually(lambda: state(r"[1-9] ready, 1 unacked, 1 worker, [1-9] done"), 20)
+    assert consumers(broker_settings, queue) == 1
+    window.screenshot("dashboard-1-at-work", dashboard)
+    press("kill-worker")
+    eventually(lambda: consumers(broker_settings, queue) == 0)
+    done = int(state(r"(\d+) done")[1])
+    assert_depth(broker_settings, queue, 10 - done)  # its task is back
+
+    busy = window.cell("sleep")
+    window.begin(busy)
+    eventually(lambda: "[*]" in prompt(busy))
+    press("send-1")
+    assert_depth(broker_settings, queue, 11 - done)
+    press("start-worker")
+    eventually(lambda: consumers(broker_settings, queue) == 1)
+    eventually(lambda: connection_of_consumer(broker_settings, queue), 20)
+    before = connection_of_consumer(broker_settings, queue)
+    press("cut")
+    eventually(lambda: connection_of_consumer(broker_settings, queue) not in ("", before), 20)
+    press("stop-worker")
+    eventually(lambda: consumers(broker_settings, queue) == 0)
+    eventually(lambda: state("0 workers"))
+    window.screenshot("dashboard-2-after-trouble", dashboard)
+    assert "[*]" in prompt(busy)
+
+    press("start-worker")
+    eventually(lambda: consumers(broker_settings, queue) == 1)
+    window.press_button("restart")
+    window.page.locator(".jp-Dialog .jp-mod-accept").click()
+    eventually(lambda: consumers(broker_settings, queue) == 0)
+    window.wait_idle()
+    assert window.complaints == []
+
+
+def connection_of_consumer(settings: Settings, queue: str) -> str:
+    """The name of the connection that the queue's consumer has, or nothing."""
+    for consumer in management(settings, "consumers"):
+        if consumer["queue"]["name"] == queue and consumer["channel_details"]:
+            return str(consumer["channel_details"]["connection_name"])
+    return ""
