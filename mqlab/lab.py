@@ -27,6 +27,9 @@ from mqlab import broker
 from mqlab.errors import StartFailed
 
 START_PAGE = "notebooks/00_start_here.ipynb"
+DASHBOARD = "notebooks/dashboard.ipynb"
+WORKSPACE = "default-37a8.jupyterlab-workspace"
+"""The file of the workspace `default`; JupyterLab has that name for it."""
 SERVE_TIMEOUT_S = 90.0
 """Seconds. JupyterLab serves its page after 2 to 4; on a slow disk the first time takes longer."""
 STOP_TIMEOUT_S = 10.0
@@ -151,6 +154,8 @@ def start_jupyter(root: Path) -> Server:
     token = secrets.token_hex(24)
     try:
         folder, log_path = _make_folder(root, token), log_file(root)
+        workspaces = folder.parent / "workspaces"
+        _arrange(root, workspaces)
         log = log_path.open("wb")
     except OSError as error:
         raise StartFailed(
@@ -167,7 +172,7 @@ def start_jupyter(root: Path) -> Server:
         # So that `python` in a terminal of JupyterLab is this project's.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         # Otherwise the tabs of the learner's other projects open here.
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder.parent / "workspaces"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(workspaces),
     }
     environ.pop("JUPYTER_TOKEN", None)  # it would win over the file
     command = [
@@ -213,6 +218,29 @@ def _make_folder(root: Path, token: str) -> Path:
     (folder / "labconfig" / "page_config.json").write_text(json.dumps(NO_NEWS))
     (folder / "token").write_text(token)
     return folder
+
+
+def _arrange(root: Path, workspaces: Path) -> None:
+    """Have the start page and the dashboard open side by side, until someone arranges them anew."""
+    file = workspaces / WORKSPACE
+    if file.exists() or not all((root / page).exists() for page in (START_PAGE, DASHBOARD)):
+        return
+    tabs = [
+        {"type": "tab-area", "currentIndex": 0, "widgets": [f"notebook:{page}"]}
+        for page in (START_PAGE, DASHBOARD)
+    ]
+    dock = {"type": "split-area", "orientation": "horizontal", "sizes": [0.5, 0.5]}
+    layout = {
+        "main": {"dock": dock | {"children": tabs}, "current": f"notebook:{START_PAGE}"},
+        "left": {"collapsed": True, "visible": True},
+    }
+    pages = {
+        f"notebook:{page}": {"data": {"path": page, "factory": "Notebook"}}
+        for page in (START_PAGE, DASHBOARD)
+    }
+    workspaces.mkdir(parents=True, exist_ok=True)
+    data = {"layout-restorer:data": layout, **pages}
+    file.write_text(json.dumps({"data": data, "metadata": {"id": "default"}}))
 
 
 def _tied() -> list[str]:

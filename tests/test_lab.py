@@ -35,10 +35,11 @@ class Lab:
 
     def __init__(self, folder: Path, arguments: list[str], **environ: str) -> None:
         self.folder = folder
-        (folder / "notebooks").mkdir()
+        (folder / "notebooks").mkdir(exist_ok=True)
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         page = {"cells": [], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-        (folder / lab.START_PAGE).write_text(json.dumps(page))
+        for path in (lab.START_PAGE, lab.DASHBOARD):
+            (folder / path).write_text(json.dumps(page))
         self.output = folder / "output.txt"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AMQP", "JUPYTER"))}
         own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
@@ -70,9 +71,11 @@ class Lab:
         self.base = self.url.split("/lab")[0]
         return self
 
-    def ask(self, path: str, *, token: str = "", data: bytes | None = None) -> str:
+    def ask(
+        self, path: str, *, token: str = "", data: bytes | None = None, method: str | None = None
+    ) -> str:
         headers = {"Authorization": f"token {token}"} if token else {}
-        request = urllib.request.Request(self.base + path, data=data, headers=headers)
+        request = urllib.request.Request(self.base + path, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return str(answer.read().decode())
 
@@ -258,7 +261,35 @@ def test_the_start_page_opens_in_a_browser_without_a_pop_up(
         name = Path(lab.START_PAGE).name
         page.locator(f".lm-TabBar-tabLabel:text-is('{name}')").first.wait_for(timeout=60_000)
         page.locator("text=| Idle").first.wait_for(timeout=60_000)
+        panels = page.locator(".jp-NotebookPanel:visible")
+        panels.nth(1).wait_for(timeout=60_000)
+        start, dashboard = (panels.nth(n).bounding_box() for n in (0, 1))
         page.wait_for_timeout(2_000)  # the pop-up comes late, where it comes
         shown = page.locator(".Toastify__toast, .jp-Dialog").all_inner_texts()
         browser.close()
     assert shown == []
+    assert start
+    assert dashboard
+    assert start["x"] + start["width"] <= dashboard["x"], "they are not side by side"
+    assert dashboard["width"] >= 480
+
+
+def test_the_arrangement_is_jupyterlabs_and_a_learners_own_stays(
+    start_lab: Callable[..., Lab], broker_settings: Settings
+) -> None:
+    one = start_lab("--no-browser", **url_of(broker_settings)).wait_ready()
+    address = "/lab/api/workspaces/default"
+    workspace = json.loads(one.ask(address, token=one.token))
+    assert workspace["metadata"]["id"] == "default"
+    main = workspace["data"]["layout-restorer:data"]["main"]
+    tabs = [widget for area in main["dock"]["children"] for widget in area["widgets"]]
+    assert tabs == [f"notebook:{page}" for page in (lab.START_PAGE, lab.DASHBOARD)]
+    assert set(tabs) <= set(workspace["data"])
+
+    main["dock"]["children"].pop()  # the dashboard's tab is closed
+    one.ask(address, token=one.token, data=json.dumps(workspace).encode(), method="PUT")
+    one.see_family()
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait_end() == 0
+    two = start_lab("--no-browser", **url_of(broker_settings)).wait_ready()
+    assert json.loads(two.ask(address, token=two.token))["data"] == workspace["data"]
