@@ -1,8 +1,8 @@
 """The proof of the exercises: each untouched, solved, and answered wrongly, on a real broker.
 
-``python -m tests.exercise_table`` prints the table, and ends with status 1 if something in it is
-not as it should be; ``make proof`` starts a broker for it. test_exercises.py has the same rows as
-tests.
+``python -m tests.exercise_table`` prints the table (of page 03: ``... 03``), and ends with status 1
+if something in it is not as it should be; ``make proof`` starts a broker for it.
+test_exercises.py has the same rows as tests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
+from mqlab import broker
 from mqlab.exercises.exercise import CORRECT, INCORRECT, NOT_ATTEMPTED, Exercise
 from tests import wrong_answers
 
@@ -64,8 +66,9 @@ def find_cells(notebook: dict[str, Any], exercise: Exercise) -> tuple[int, int]:
     """The places of an exercise's starter cell and of its check cell, which follows it."""
     call = f"ex{exercise.number}.check("
     code = [n for n, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "code"]
-    [check] = [n for n in code if source_of(notebook["cells"][n]).startswith(call)]
-    return code[code.index(check) - 1], check
+    found = [n for n in code if source_of(notebook["cells"][n]).startswith(call)]
+    assert len(found) == 1, f"page {exercise.page} has {len(found)} cells that begin with {call!r}"
+    return code[code.index(found[0]) - 1], found[0]
 
 
 def source_of(cell: dict[str, Any]) -> str:
@@ -165,7 +168,10 @@ def first_line(text: str) -> str:
 def rows(page: str) -> Iterator[Row]:
     """Check each answer of a page, one after the other."""
     started = time.perf_counter()
-    solved = solve_in_a_kernel(page)
+    try:
+        solved = solve_in_a_kernel(page)
+    except CellExecutionError as error:
+        solved = {ex.number: f"{error.ename}: {error.evalue}" for ex in exercises(page)}
     kernel_s = (time.perf_counter() - started) / len(solved)
     for exercise in exercises(page):
         yield row(exercise, "untouched", f"{NOT_ATTEMPTED}.", starter(exercise))
@@ -184,10 +190,10 @@ def row(exercise: Exercise, name: str, expected: str, answer: Any) -> Row:
     return Row(exercise, name, f"{exercise.name}: {expected}", first_line(repr(result)), seconds)
 
 
-def main() -> int:
-    """Print the table of all pages, as Markdown; give the number of rows that are not as meant."""
+def main(pages: list[str]) -> int:
+    """Print the table of pages, as Markdown; give the number of rows that are not as meant."""
     started, number, strange = time.perf_counter(), 0, 0
-    for page in PAGES:
+    for page in pages:
         shown = None
         for each in rows(page):
             if each.exercise is not shown:
@@ -207,4 +213,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(), 1))
+    print(broker.require())
+    sys.exit(min(main(sys.argv[1:] or PAGES), 1))
