@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from mqlab import broker, compose, packages
+from mqlab import broker, compose, lab, packages
 from mqlab.errors import ConnectError, MqlabError
 from mqlab.node import DISK_ALARM_MB, HOME, find_server
 from mqlab.ports import check_free
@@ -25,6 +26,8 @@ from mqlab.settings import Settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 OLDEST_PYTHON, UNTRIED_PYTHON = (3, 11), (3, 15)
+ENOUGH_MEMORY_MB = 1000.0
+"""Broker, JupyterLab, a page and the dashboard take some 400, six workers 160; then the browser."""
 INSTALL = f"{sys.executable} -m pip install -r requirements.txt"
 
 
@@ -169,6 +172,28 @@ def _disk() -> Look:
         yield OK, f"{free / 1000:.0f} GB free at {folder}", ""
 
 
+def _memory() -> Look:
+    free = psutil.virtual_memory().available / 1e6
+    if free < ENOUGH_MEMORY_MB:
+        yield WARN, f"{free:.0f} MB are free: this may become slow", "close other programs"
+    else:
+        yield OK, f"{free / 1000:.1f} GB free", ""
+
+
+def _folder() -> Look:
+    """Whether JupyterLab can save in the project's folder: a copy unpacked by root, a USB stick."""
+    root = lab.find_root()
+    for folder in (root, root / "notebooks"):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            words = f"{folder} cannot be written: {error.strerror}"
+            yield FAIL, words, "copy the project to a folder of your own, and start there"
+            return
+    yield OK, f"{root} can be written", ""
+
+
 def _jupyter() -> Look:
     try:
         version = importlib.metadata.version("jupyterlab")
@@ -206,6 +231,8 @@ CHECKS: dict[str, Callable[[], Look]] = {
     "broker": _broker,
     "ports": _ports,
     "disk": _disk,
+    "memory": _memory,
+    "folder": _folder,
     "Jupyter": _jupyter,
     "browser": _browser,
 }

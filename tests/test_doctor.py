@@ -42,7 +42,8 @@ def test_it_looks_at_each_thing_and_the_status_is_0_when_what_is_needed_is_here(
     rows = [line.split()[:2] for line in ran.stdout.splitlines() if line[:1] not in ("", " ", "E")]
     subjects = list(dict.fromkeys(subject for _, subject in rows))
     assert subjects == [
-        "Python", "packages", "Docker", "RabbitMQ", "broker", "ports", "disk", "Jupyter", "browser",
+        "Python", "packages", "Docker", "RabbitMQ", "broker", "ports", "disk", "memory", "folder",
+        "Jupyter", "browser",
     ]  # fmt: skip
     assert {state for state, _ in rows} <= {"ok", "warn"}
     assert ["warn", "broker"] in rows
@@ -108,6 +109,26 @@ def test_a_package_out_of_range_fails_with_the_command_that_installs(
     assert f"pika is {importlib.metadata.version('pika')}, not >=99" in packages.words
     assert "no-such-package-here is not installed" in packages.words
     assert "pip install -r requirements.txt" in packages.fix
+
+
+def test_a_folder_that_jupyterlab_could_not_save_in_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("folder").state == "ok", "without notebooks here it is the checkout's"
+    (tmp_path / "notebooks").mkdir()
+    assert find("folder").words == f"{tmp_path} can be written"
+    # The test may be run by root, who may write in any folder that is there.
+    monkeypatch.setattr(doctor.lab, "find_root", lambda: tmp_path / "gone")
+    found = find("folder")
+    assert found.state == "fail"
+    assert "cannot be written" in found.words
+
+
+def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "GB free" in find("memory").words
+    monkeypatch.setattr(doctor, "ENOUGH_MEMORY_MB", 1e9)
+    assert find("memory").state == "warn"
 
 
 def test_without_any_way_to_start_a_broker_it_fails(
