@@ -5,7 +5,7 @@ def work_through(connect, queue, count, work):
     """Do `count` tasks of `queue`, each once, and return the list of their ids."""
     done = []
 
-    def on_task(channel, method, properties, body):
+    def on_task(channel, method, _properties, body):
         task_id = json.loads(body)["task_id"]
         work(task_id)
         channel.basic_ack(method.delivery_tag)

@@ -6,7 +6,7 @@ def work_until(connect, queue, closing, work):
     """Do tasks of `queue` until `closing` is set, and return the list of the ids done."""
     done = []
 
-    def on_task(channel, method, properties, body):
+    def on_task(channel, method, _properties, body):
         task_id = json.loads(body)["task_id"]
         work(task_id)
         channel.basic_ack(method.delivery_tag)

@@ -113,7 +113,7 @@ def leaves_the_consumer(connect, queue, count, work):
 def sleeps(connect, queue, count, work):
     """Sleeps long enough instead of waiting"""
     with BackgroundConsumer(lambda task: work(task.task_id), queue=queue) as consumer:
-        time.sleep(6)
+        time.sleep(5)
     return [record.task_id for record in consumer.records]
 
 
@@ -190,7 +190,7 @@ def acks_twice(connect, queue, count, work):
 def takes_a_task_for_a_dict(connect, queue, count, work):
     """Takes the library's Task for a dict"""
     with BackgroundConsumer(lambda task: work(task["task_id"]), queue=queue) as consumer:
-        records = consumer.wait(count, timeout_s=8, show_progress=False)
+        records = consumer.wait(count, timeout_s=5, show_progress=False)
     return [record.task_id for record in records]
 
 
