@@ -59,17 +59,20 @@ class Proxy:
         self.cut()
 
     def cut(self) -> int:
-        """End every connection with a reset, as a network does; return how many there were."""
-        with self._lock:
+        """End every connection with a reset, as a network does; return how many there were.
+
+        The next ones are whole: nothing is swallowed any more.
+        """
+        with self._lock:  # who connects again at once waits until all of this is done
             pairs, self._pairs = self._pairs, []
-        for pair in pairs:
-            for end in pair:
+            self.cuts += bool(pairs)
+            for end in (end for pair in pairs for end in pair):
                 with contextlib.suppress(OSError):
                     # linger 0: close sends RST instead of FIN
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
                     end.shutdown(socket.SHUT_RDWR)
                 end.close()
-        self.cuts += bool(pairs)
+            self.swallow = self.swallow_answers = False
         return len(pairs)
 
     def _accept(self) -> None:

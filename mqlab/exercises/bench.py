@@ -181,6 +181,7 @@ class Bench:
         """What ended threads of the learner's, while the bench was open."""
         self._queues: list[str] = []
         self._cut_at: int | None = None
+        self._cut_timer = threading.Timer(0, self._cut)
         self._published = 0
         self._calls: list[Call] = []
 
@@ -296,6 +297,7 @@ class Bench:
                 consumer.stop(timeout_s=1.0)
         for opened in set(connections._open_connections) - self._open_before:
             opened.close(timeout_s=1.0)
+        self._cut_timer.cancel()
         self._proxy.close()
 
     def take_all(self, queue: str) -> list[tuple[Any, str]]:
@@ -335,9 +337,11 @@ class Bench:
         self._published += is_publish
         if is_publish and self._published == self._cut_at:
             self._proxy.swallow_answers = True
-            timer = threading.Timer(0.1, self._cut)
-            timer.name, timer.daemon = "mqlab proxy cut", True
-            timer.start()
+            # Who asked for confirms waits for one now. Who did not goes on: it has time to.
+            wait_s = 0.1 if self.count("Confirm.Select") else 0.5
+            self._cut_timer = threading.Timer(wait_s, self._cut)
+            self._cut_timer.name, self._cut_timer.daemon = "mqlab proxy cut", True
+            self._cut_timer.start()
         channel = frame.channel_number
         self.said.append(Said(time.perf_counter(), connection, channel, from_client, method))
 
@@ -352,7 +356,6 @@ class Bench:
     def _cut(self) -> None:
         self._cut_at = None
         self._proxy.cut()
-        self._proxy.swallow = self._proxy.swallow_answers = False
 
 
 class _Watched(pika.BlockingConnection):  # type: ignore[misc]
