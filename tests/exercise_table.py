@@ -8,7 +8,9 @@ test_exercises.py has the same rows as tests.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import io
 import json
 import sys
 import time
@@ -185,7 +187,8 @@ def rows(page: str) -> Iterator[Row]:
 def row(exercise: Exercise, name: str, expected: str, answer: Any) -> Row:
     """Check one answer."""
     started = time.perf_counter()
-    result = exercise.check(answer)
+    with contextlib.redirect_stdout(io.StringIO()):  # an answer may print
+        result = exercise.check(answer)
     seconds = time.perf_counter() - started
     return Row(exercise, name, f"{exercise.name}: {expected}", first_line(repr(result)), seconds)
 
