@@ -45,9 +45,10 @@ CONTRASTS = """elements => {
         const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
         while (texts.nextNode()) {
             const text = texts.currentNode.textContent.trim();
-            if (!text) continue;
-            const holder = texts.currentNode.parentElement, back = behind(holder);
-            const colour = over(parse(getComputedStyle(holder).color), back);
+            const holder = texts.currentNode.parentElement, style = getComputedStyle(holder);
+            if (!text || holder.matches('style, title')) continue;
+            const back = behind(holder);
+            const colour = over(parse(holder.closest('svg') ? style.fill : style.color), back);
             const [low, high] = [back, colour].map(luminance).sort((a, b) => a - b);
             found.push([text, (high + 0.05) / (low + 0.05)]);
         }

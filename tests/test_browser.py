@@ -119,6 +119,17 @@ def test_every_picture_is_seen_and_has_words(window: Window, path: Path) -> None
 
 
 @every_notebook
+def test_every_widget_is_alive(window: Window, path: Path) -> None:
+    widgets = window.page.locator(".jp-OutputArea-output > .jupyter-widgets")
+    assert widgets.count() == path.read_text("utf-8").count("jupyter.widget-view+json")
+    for widget in widgets.all():
+        widget.scroll_into_view_if_needed()
+        # What a page has closed says so, by the same way as it said everything else.
+        expected = "ready|No such queue yet|is closed"
+        assert re.search(expected, widget.locator(".mqlab-state").text_content() or "")
+
+
+@every_notebook
 def test_nothing_is_cut_off_at_the_side(window: Window, path: Path) -> None:
     with window.unrolled():
         window.screenshot(f"{path.stem}-2-whole")
@@ -152,7 +163,12 @@ def test_the_quiz_explains_each_wrong_option_and_marks_the_right_one(
             assert feedback.text_content() == as_shown(answer["feedback"])
             assert feedback.get_attribute("class") == f"Feedback {outcome}"
             assert option.get_attribute("class") == f"MCButton {outcome}Button"
+            assert_readable(shown)
     window.screenshot(f"{path.stem}-3-quiz", window.cell("show_quiz("))
+    with window.dark():
+        shown.first.locator("label").first.click()
+        window.screenshot(f"{path.stem}-3-quiz-dark", window.cell("show_quiz("))
+        assert_readable(shown)
     assert window.complaints == []
 
 
@@ -335,9 +351,10 @@ def test_the_dashboards_buttons_do_what_they_say_at_the_broker(
     eventually(lambda: state(r"[1-9] ready, 1 unacked, 1 worker, [1-9] done"), 20)
     assert consumers(broker_settings, queue) == 1
     window.screenshot("dashboard-1-at-work", dashboard)
+    assert_readable(dashboard)
     press("kill-worker")
     eventually(lambda: consumers(broker_settings, queue) == 0)
-    done = int(state(r"(\d+) done")[1])
+    done = int(eventually(lambda: state(r" 0 workers, (\d+) done"))[1])
     assert_depth(broker_settings, queue, 10 - done)  # its task is back
 
     busy = window.cell("sleep")
@@ -354,7 +371,9 @@ def test_the_dashboards_buttons_do_what_they_say_at_the_broker(
     press("stop-worker")
     eventually(lambda: consumers(broker_settings, queue) == 0)
     eventually(lambda: state("0 workers"))
-    window.screenshot("dashboard-2-after-trouble", dashboard)
+    with window.dark():
+        window.screenshot("dashboard-2-after-trouble", dashboard)
+        assert_readable(dashboard)
     assert "[*]" in prompt(busy)
 
     press("start-worker")
