@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pika.exceptions import InvalidFrameError
 from pika.frame import decode_frame
+from pika.spec import FRAME_MAX_SIZE
 
 from mqlab.settings import Settings
 
@@ -59,7 +59,7 @@ class Proxy:
         self.cut()
 
     def cut(self) -> int:
-        """End every connection with a reset, as a network does; return how many there were.
+        """End every connection at once, as a network does; return how many there were.
 
         The next ones are whole: nothing is swallowed any more.
         """
@@ -114,19 +114,30 @@ class Proxy:
 
     def _pieces(self, source: socket.socket, number: int, from_client: bool) -> Iterator[bytes]:
         """What comes from ``source``: as it comes, or frame by frame if somebody looks."""
-        rest = b""
+        rest, on_frame = b"", self._on_frame
         while data := source.recv(65536):
-            if self._on_frame is None:
-                yield data
-                continue
             rest += data
-            with contextlib.suppress(InvalidFrameError):
-                while (found := decode_frame(rest))[0]:
-                    size, frame = found
-                    self._on_frame(number, from_client, frame)
+            while on_frame is not None:
+                size, frame = _first_frame(rest)
+                if size is None:  # as when two threads write at once: from here on it is not seen
+                    on_frame = None
+                elif frame is None:
+                    break
+                else:
+                    on_frame(number, from_client, frame)
                     yield rest[:size]
                     rest = rest[size:]
-                continue
-            # Not AMQP, as when two threads write at once: from here on it goes through unseen.
-            yield rest
-            rest = b""
+            if on_frame is None:
+                yield rest
+                rest = b""
+
+
+def _first_frame(data: bytes) -> tuple[int | None, Any]:
+    """The first frame and its size; no frame if it is not whole, no size if it is not AMQP."""
+    if len(data) >= 7 and data[:4] != b"AMQP" and int.from_bytes(data[3:7], "big") > FRAME_MAX_SIZE:
+        return None, None
+    try:
+        size, frame = decode_frame(data)
+    except Exception:  # pika raises whatever it stumbles over
+        return None, None
+    return size, frame
