@@ -192,21 +192,18 @@ class Bench:
         self._hook_before, threading.excepthook = threading.excepthook, self._note_thread_error
         self._running_before = set(consumers._running.values())
         self._open_before = set(connections._open_connections)
-        self._looking = pika.BlockingConnection(self.settings.parameters(name="mqlab check"))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if self._url_before is None:
-            del os.environ["AMQP_URL"]
-        else:
+        os.environ.pop("AMQP_URL", None)
+        if self._url_before is not None:
             os.environ["AMQP_URL"] = self._url_before
         left = self.end_all()
-        with contextlib.suppress(pika.exceptions.AMQPError):
-            channel = self._looking.channel()
+        threading.excepthook = self._hook_before
+        # If this fails, the broker is gone, and what was found without it counts for nothing.
+        with self.channel() as channel:
             for queue in self._queues:
                 channel.queue_delete(queue)
-            self._looking.close()
-        threading.excepthook = self._hook_before
         if left:
             told = f"{len(left)} of your threads cannot be ended and still run: restart the kernel"
             if isinstance(error, Incorrect):
@@ -241,20 +238,19 @@ class Bench:
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Any]:
-        """A channel straight to the broker, which nobody watches."""
-        channel = self._looking.channel()
-        try:
-            yield channel
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code != 404:
-                raise
-            raise Incorrect(
-                "The queue is not there.",
-                "Your function has deleted it, or has never declared it.",
-                evidence=[f"the broker: {error.reply_text}"],
-            ) from error
-        if channel.is_open:
-            channel.close()
+        """A channel straight to the broker, on a connection of its own that nobody watches."""
+        # Not one that is kept: it would die of missing heartbeats while an answer runs.
+        with pika.BlockingConnection(self.settings.parameters(name="mqlab check")) as connection:
+            try:
+                yield connection.channel()
+            except pika.exceptions.ChannelClosedByBroker as error:
+                if error.reply_code != 404:
+                    raise
+                raise Incorrect(
+                    "The queue is not there.",
+                    "Your function has deleted it, or has never declared it.",
+                    evidence=[f"the broker: {error.reply_text}"],
+                ) from error
 
     def cut_after(self, publishes: int) -> None:
         """Cut the connection after that many more messages: the last one arrives, its confirm not.

@@ -154,6 +154,11 @@ class Exercise:
                 f"the broker went away in the middle ({type(error).__name__})",
                 "python -m mqlab broker status",
             )
+        except Exception as error:  # a fault of ours: told in words, as all else
+            return self._not_checked(
+                f"the check itself has a fault: {type(error).__name__}: {error}",
+                "restart the kernel and try again; if it comes back, report it",
+            )
         return Result(self.name, CORRECT, evidence=evidence)
 
     def hint(self) -> Note:
