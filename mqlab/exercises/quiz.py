@@ -35,14 +35,14 @@ div.Quiz { max-width: 50em; margin: 1em 0 0; line-height: 1.4; font-size: inheri
 
 # jupyterquiz calls a MathJax that JupyterLab does not have whole: it fetches another one from the
 # network, and fails at each answer. There is no formula in these questions, so nothing is called.
-_BEFORE = """const silence = () => {
+_BEFORE = """{ const silence = () => {
   if (window.MathJax && !Object.hasOwn(MathJax, "typeset")) MathJax.typeset = () => {};
 };
 silence();
-document.addEventListener("click", silence, true);"""
+document.addEventListener("click", silence, true); }"""
 
 # JupyterLab takes the arrow keys, so that only the first option could be reached.
-_AFTER = """const finish = (tries) => {
+_AFTER = """{ const finish = (tries) => {
   const quizzes = document.querySelectorAll(".Quiz:not([role])");
   if (!quizzes.length && tries) return setTimeout(finish, 200, tries - 1);
   for (const quiz of quizzes) {
@@ -56,7 +56,7 @@ _AFTER = """const finish = (tries) => {
     quiz.querySelector(".Feedback").setAttribute("role", "status");
   }
 };
-finish(25);"""
+finish(25); }"""
 
 
 def show_quiz(page: str) -> None:
