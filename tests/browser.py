@@ -63,7 +63,8 @@ TALLEST = 15_000
 SLOW_MS = 60_000
 """Milliseconds that anything in the browser may take before a test gives up."""
 
-ERROR_OUTPUT = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]'
+# An exception is shown as what is written to stderr is.
+RED_OUTPUT = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]'
 
 
 class Window:
@@ -124,7 +125,8 @@ class Window:
 
     @property
     def errors(self) -> list[str]:
-        return self.page.locator(ERROR_OUTPUT).all_text_contents()
+        """What the notebook shows in red: exceptions, and anything else on stderr."""
+        return self.page.locator(RED_OUTPUT).all_text_contents()
 
     def type_into(self, cell: Locator, source: str) -> None:
         """Put ``source`` in the place of what stands in the cell, as by pasting it."""

@@ -276,9 +276,11 @@ def tab_into(window: Window, shown: Locator, *, within: int = 20) -> None:
     pytest.fail("Tab does not lead there")
 
 
-def test_what_a_page_complains_of_is_noted(write_and_open: Callable[..., Window]) -> None:
-    window = write_and_open("pass")
-    assert window.complaints == []
+def test_what_goes_wrong_on_a_page_is_noted(write_and_open: Callable[..., Window]) -> None:
+    window = write_and_open("1 / 0")
+    assert window.errors == window.complaints == []
+    assert "ZeroDivisionError" in window.run(window.cell("1 / 0"))
+    assert ["ZeroDivisionError" in error for error in window.errors] == [True]
     with window.page.expect_event("pageerror"), window.page.expect_event("requestfailed"):
         window.page.evaluate(
             "console.error('planted'); setTimeout(() => { throw Error('thrown') })"
