@@ -314,7 +314,7 @@ def _depth(snapshot: Snapshot) -> Iterator[str]:
             low = CHART_H * (1 - (unacked or 0) / limit)
             run.append((x, low, low - CHART_H * ready / limit))
             continue
-        if run:
+        if any(top < CHART_H for _, _, top in run):
             low_edge = " ".join(f"{x:.2f},{low:.1f}" for x, low, _ in run)
             top_edge = " ".join(f"{x:.2f},{top:.1f}" for x, _, top in run)
             back = " ".join(f"{x:.2f},{low:.1f}" for x, low, _ in reversed(run))
@@ -323,7 +323,7 @@ def _depth(snapshot: Snapshot) -> Iterator[str]:
             areas += f"<polygon fill='{ACCENT}' points='{low_edge} {ends}'/>"
             for edge in (low_edge, top_edge):
                 lines += f"<polyline fill='none' stroke='{TEXT}' points='{edge}'/>"
-            run = []
+        run = []
     yield (
         f"<svg x='0' y='8' width='100%' height='{CHART_H}' viewBox='0 0 100 {CHART_H}' "
         f"preserveAspectRatio='none' class='mqlab-depth'>{areas}{lines}</svg>"

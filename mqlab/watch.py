@@ -43,7 +43,6 @@ TASKS_SHOWN = 200
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 Depth = tuple[float, int | None, int | None]
-ALIVE = ("starting", "running", "reconnecting", "stopping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +90,16 @@ class Snapshot:
 
     @property
     def workers(self) -> int:
-        """How many workers are at the queue, those of other processes included."""
-        return sum(lane.state in ALIVE for lane in self.lanes) + self.elsewhere
+        """How many workers are at the queue now, those of other processes included."""
+        return sum(lane.state in ("running", "stopping") for lane in self.lanes) + self.elsewhere
 
     @property
     def is_busy(self) -> bool:
         """Whether something changes from one moment to the next."""
-        changing = any(lane.working or lane.state in ALIVE[2:] for lane in self.lanes)
-        return bool(changing or self.ready or self.unacked or self.sent_per_s or self.done_per_s)
+        changing = any(
+            lane.working or lane.state in ("starting", "stopping") for lane in self.lanes
+        )
+        return bool(changing or self.unacked or self.sent_per_s or self.done_per_s)
 
 
 @dataclass(slots=True)
@@ -176,13 +177,15 @@ class QueueWatch:
         answer = None if problem else self._answer
         ready, consumers = answer[1:] if answer else (None, 0)
         elsewhere = self._count_elsewhere(now, consumers)
+        here = sum(known.consumer.unacked for known in self._known)
         unacked: int | None = None
         sent_per_s = done_per_s = None
         if elsewhere:
             unacked, sent_per_s, done_per_s = self._ask_management(now)
+            unacked = None if unacked is None else max(unacked, here)  # the page may not know yet
         elif not problem:
-            unacked = sum(known.consumer.unacked for known in self._known)
-            sent_per_s, done_per_s = self._find_rates(now, (ready or 0) + unacked)
+            unacked = here
+            sent_per_s, done_per_s = self._find_rates(now, (ready or 0) + here)
         if elsewhere or problem:
             self._totals.clear()  # what happened meanwhile is not known
         self._note_depth((now, None, None) if problem else (now, ready or 0, unacked))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -70,6 +72,63 @@ def test_work_prints_the_walk_throughs_lines_with_the_messages_own_id(
     assert f"A message went to {queue}.dead: not a task" in said[5]
     assert "Stopped. 1 task done." in rest
     assert consumers(broker_settings, queue) == 0
+
+
+@pytest.fixture
+def telling(broker_settings: Settings, queue: str) -> Iterator[subprocess.Popen[str]]:
+    """`work --events`, with a task of 1 s."""
+    with subprocess.Popen(
+        mqlab("work", "--events", "--queue", queue, "--duration", "1"),
+        env={**os.environ, "AMQP_URL": broker_settings.url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def read_until(process: subprocess.Popen[str], event: str) -> list[dict[str, Any]]:
+    assert process.stdout is not None
+    events: list[dict[str, Any]] = []
+    while not events or events[-1]["event"] != event:
+        events.append(json.loads(process.stdout.readline()))
+    return events
+
+
+def test_work_with_events_tells_the_life_of_a_task_and_finishes_it_when_told_to_stop(
+    telling: subprocess.Popen[str], broker_settings: Settings, queue: str
+) -> None:
+    assert read_until(telling, "state")[-1] == {"event": "state", "state": "running", "unacked": 0}
+    with Producer(queue, settings=broker_settings) as producer:
+        sent = producer.send("Audit Report")
+    started = read_until(telling, "started")[-1]["task"]
+    assert (started["task_id"], started["data"]) == (sent.task_id, "Audit Report")
+    assert (started["outcome"], started["finished_at"]) == (None, None)
+    rest, _ = telling.communicate("stop\n", timeout=20)
+    events = [json.loads(line) for line in rest.splitlines()]
+    assert {"event": "state", "state": "stopping", "unacked": 1} in events
+    [settled] = [event["task"] for event in events if event["event"] == "settled"]
+    assert settled["outcome"] == "done"
+    assert settled["task_id"] == sent.task_id
+    assert settled["started_at"] < settled["finished_at"] <= settled["acked_at"]
+    assert events[-1] == {"event": "stopped", "done": 1, "returned": []}
+    assert telling.returncode == 0
+    assert consumers(broker_settings, queue) == 0
+
+
+def test_work_with_events_gives_its_task_back_and_ends_when_its_parent_is_gone(
+    telling: subprocess.Popen[str], broker_settings: Settings, queue: str
+) -> None:
+    with Producer(queue, settings=broker_settings) as producer:
+        sent = producer.send("Audit Report")
+    read_until(telling, "started")
+    assert telling.stdin is not None
+    telling.stdin.close()
+    assert read_until(telling, "stopped")[-1]["returned"] == [sent.task_id]
+    assert telling.wait(timeout=10) == 0
+    [(method, _, _)] = take_all(broker_settings, queue)
+    assert method.redelivered
 
 
 def test_work_without_a_broker_says_what_to_do() -> None:
