@@ -306,6 +306,10 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
         what = f"The broker at {address} refused the login of user {settings.username!r}."
         why = "the user or the password is wrong, or guest is used from another machine"
         fix = "set AMQP_URL=amqp://user:password@host:port/vhost to a user that the broker knows"
+    elif "connection limit" in text:
+        what = f"The broker at {address} takes no more connections from you."
+        why = f"virtual host {settings.virtual_host!r}, or the broker, has as many as it may have"
+        fix = "close some: restart the kernels that you do not need, and look for a loop"
     elif "NOT_ALLOWED" in text:
         kind = AccessRefused
         vhost = settings.virtual_host
