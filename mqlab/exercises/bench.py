@@ -27,6 +27,7 @@ import pika.exceptions
 from mqlab import connection as connections
 from mqlab import consumer as consumers
 from mqlab.connection import handshake
+from mqlab.errors import MqlabError
 from mqlab.exercises.exercise import Incorrect, NotAttempted, NotChecked
 from mqlab.proxy import Proxy
 from mqlab.settings import Settings
@@ -95,7 +96,9 @@ def call(
     thread = threading.Thread(target=run, name="your function", daemon=True)
     thread.start()
     try:
-        thread.join(timeout_s)
+        end = time.monotonic() + timeout_s
+        while thread.is_alive() and time.monotonic() < end:
+            thread.join(0.1)  # an interrupt may have to wait until a join is over
     except BaseException:  # the learner has interrupted the check
         unblock()
         end_threads(new_threads())
@@ -292,7 +295,8 @@ class Bench:
             with contextlib.suppress(Exception):
                 consumer.stop(timeout_s=1.0)
         for opened in set(connections._open_connections) - self._open_before:
-            opened.close(timeout_s=1.0)
+            if opened.close(timeout_s=1.0):  # who waits for an answer learns that none comes
+                opened._on_failed(MqlabError("The check has closed this connection."))
         self._cut_timer.cancel()
         self._proxy.close()
 
