@@ -47,7 +47,6 @@ class Case:
     virtual_host: str
     user: str
     password: str = field(repr=False)
-    before: dict[str, set[str]] = field(default_factory=dict, repr=False)
     sent: list[str] = field(default_factory=list, repr=False)
 
     @property
@@ -79,17 +78,13 @@ class Case:
         self.sent.append(f"{method} {path}: done")
         return answer
 
-    def find_all(self) -> dict[str, set[str]]:
-        """The names of all users and of all virtual hosts."""
-        return {kind: {each["name"] for each in self.ask(kind)} for kind in ("users", "vhosts")}
-
     def made(self, kind: str) -> set[str]:
-        """The names of users, or of virtual hosts, that were made since the check began."""
-        return self.find_all()[kind] - self.before[kind]
+        """Which of the two names are there now, among the ``users`` or the ``vhosts``."""
+        return {each["name"] for each in self.ask(kind)} & {self.user, self.virtual_host}
 
     def is_touched(self) -> bool:
-        """Whether the learner's function has done anything."""
-        return bool(self.sent or self.made("users") or self.made("vhosts"))
+        """Whether the learner's function has done anything, by ``ask`` or by other means."""
+        return bool(self.sent or self.made("users"))
 
 
 # ---- exercise 1
@@ -162,7 +157,7 @@ def _check_names(case: Case, returned: Any) -> None:
 
 
 def _check_anything_made(case: Case, returned: Any, evidence: list[str], look_at: str) -> None:
-    if case.sent:
+    if any(request.startswith("PUT ") for request in case.sent):
         raise Incorrect(
             "You use names of your own, not those that your function is given.",
             "Each check hands over other names. Use the function's arguments.",
@@ -185,7 +180,6 @@ def judge_reader(make_reader: Any) -> list[str]:
     """Have the reader try all that a reader may and may not do."""
     with _new_case() as case:
         case.ask(f"vhosts/{case.virtual_host}", "PUT", {})
-        case.before.update(case.find_all())
         queue = f"reports_{secrets.token_hex(4)}"
         inside = replace(case.admin, virtual_host=case.virtual_host)
         with pika.BlockingConnection(inside.parameters(name="mqlab check")) as connection:
@@ -381,7 +375,6 @@ def _new_case() -> Iterator[Case]:
     _remove_old(case)
     try:
         case.ask(f"vhosts/{case.other}", "PUT", {})
-        case.before.update(case.find_all())
         yield case
     finally:
         for name in (case.user, case.virtual_host, case.other):
@@ -391,11 +384,11 @@ def _new_case() -> Iterator[Case]:
 
 def _remove_old(case: Case) -> None:
     """Remove what a killed check has left. A young one may belong to a check that is at work."""
-    for kind, names in case.find_all().items():
-        for name in names:
-            made_at = re.match(rf"{PREFIX}(\d+)_", name)
+    for kind in ("users", "vhosts"):
+        for each in case.ask(kind):
+            made_at = re.match(rf"{PREFIX}(\d+)_", each["name"])
             if made_at and int(made_at[1]) < time.time() - OLD_S:
-                case.ask(f"{kind}/{name}", "DELETE")
+                case.ask(f"{kind}/{each['name']}", "DELETE")
 
 
 def _ask(settings: Settings, path: str, method: str = "GET", body: object = None) -> Any:
