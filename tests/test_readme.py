@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from mqlab.ports import free_port
 from mqlab.settings import Settings
@@ -103,14 +105,50 @@ def test_every_notebook_is_on_the_map_and_every_link_leads_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_the_picture_is_small_says_in_words_what_it_shows_and_can_be_made_again(
+    broker_settings: Settings, tmp_path: Path
+) -> None:
+    [(alt, name)] = re.findall(r"^!\[(.+)\]\((.+)\)$", README, re.MULTILINE)
+    picture = (ROOT / name).read_bytes()
+    assert len(picture) < 60_000
+    # The numbers are others each time; the command puts them into the README as well.
+    assert described(picture) == alt
+    file = tmp_path / "again.png"
+    environ = {"AMQP_URL": broker_settings.url}
+    ran = run([sys.executable, "docs/picture.py", str(file)], **environ)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == described(file.read_bytes())
+    numbers = r"[\d.]+ m?s"
+    assert re.sub(numbers, "", described(file.read_bytes())) == re.sub(numbers, "", alt)
+
+
+def described(png: bytes) -> str:
+    """The text in a PNG that says what is in it."""
+    with Image.open(io.BytesIO(png)) as picture:
+        return str(picture.info["Description"])
+
+
+def test_the_pages_in_a_browser_are_named_with_a_place_for_their_owner() -> None:
+    assert "https://mybinder.org/v2/gh/OWNER/mqlab/" in README
+    assert "https://codespaces.new/OWNER/mqlab" in README
+    [page] = re.findall(r"urlpath=lab/tree/([\w/.]+)", README)
+    assert (ROOT / page).is_file()
+
+
 def test_what_the_troubleshooting_table_quotes_is_really_said() -> None:
-    sources = [*ROOT.glob("mqlab/*.py"), ROOT / "Makefile"]
+    sources = [*ROOT.glob("mqlab/**/*.py"), ROOT / "Makefile"]
     said = " ".join(re.sub(r'"\s+"', "", path.read_text("utf-8")) for path in sources)
     for quoted in (
         "meant for",
         "is taken by",
         "There is no RabbitMQ here, and none of the ways to get one works",
         "class ConnectError",
+        "class AccessRefused",
+        "class OutcomeUnknown",
+        "takes no more connections from you",
+        "could not be checked",
+        "not attempted",
+        "docker compose up (the first time it fetches the image) ...",
         "mqlab needs Python 3.11 or newer",
     ):
         assert quoted in said

@@ -1,0 +1,50 @@
+"""Measure the waits of the README's picture, draw them, and put what they say into the README.
+
+    python -m mqlab broker run -- python docs/picture.py
+
+With the name of a file only that picture is made.
+"""
+
+import re
+import sys
+import uuid
+from pathlib import Path
+
+import pika
+
+from mqlab import Producer, plots, send_task_to_queue
+from mqlab.experiment import repeat_sends, run_synchronous_experiment
+from mqlab.settings import Settings
+
+README = Path(__file__).parents[1] / "README.md"
+REPEATS = range(30)
+
+
+def measure() -> plots.Picture:
+    """Make the picture. Its queue is gone afterwards."""
+    queue = f"mqlab_picture_{uuid.uuid4().hex[:8]}"
+    parameters = Settings.from_env().parameters(name="mqlab picture")
+    try:
+        each = repeat_sends(lambda n: send_task_to_queue(n, queue=queue, quiet=True), REPEATS)
+        with Producer(queue) as producer:
+            kept = repeat_sends(producer.send, REPEATS)
+    finally:
+        with pika.BlockingConnection(parameters) as connection:
+            connection.channel().queue_delete(queue)
+    ways = {
+        "makes the report itself": [run_synchronous_experiment("Sales Report", quiet=True)],
+        "sends it, new connection": each,
+        "sends it, open connection": kept,
+    }
+    return plots.show(plots.compare_waits(ways))
+
+
+picture = measure()
+print(picture)
+if sys.argv[1:]:
+    Path(sys.argv[1]).write_bytes(picture.png)
+else:
+    (README.parent / "docs/waits.png").write_bytes(picture.png)
+    text = README.read_text("utf-8")
+    new = re.sub(r"!\[.*\](?=\(docs/waits\.png\))", lambda _: f"![{picture}]", text)
+    README.write_text(new, "utf-8")
