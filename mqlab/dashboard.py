@@ -34,6 +34,7 @@ BUSY_PAUSE_S, IDLE_PAUSE_S = 0.2, 1.0
 ACCENT, GREY = "#D55E00", "#8C8C8C"
 TEXT, FAINT = "var(--jp-ui-font-color1, #222)", "var(--jp-border-color1, #bbb)"
 PAGE = "var(--jp-layout-color0, #fff)"
+SIGNS = {"lost": "\u21a9", "retry": "\u21a9", "dead": "\u2715"}
 CHART_H, LANE_H, BAR_H = 130, 54, 24
 AHEAD_S = 6.0
 """Seconds right of `now`, for the part of a running task that is still to come."""
@@ -285,9 +286,10 @@ def _numbers(snapshot: Snapshot) -> str:
             number(snapshot.ready, "ready", GREY),
             number(snapshot.unacked, f"unacked{lag}", ACCENT),
             number(snapshot.done, "done"),
+            "<span>",
             number(snapshot.sent_per_s, "sent/s"),
             number(snapshot.done_per_s, "done/s"),
-            "</div>",
+            "</span></div>",
         ]
     )
 
@@ -346,6 +348,10 @@ def _lane(lane: Lane, now: float, top: int) -> Iterator[str]:
     yield _text(0, top + 16, f"{lane.name}: {doing}", halo=True)
     for record in lane.tasks:
         yield from _bar(record, lane.expected_s, now, top + 22)
+    for record in lane.tasks:  # on top of all bars
+        if sign := SIGNS.get(record.outcome or ""):
+            ends = record.started_at or now, record.finished_at or now
+            yield _text(_x(sum(ends) / 2 - now), top + 40, sign, "middle", halo=True)
 
 
 def _bar(record: TaskRecord, expected_s: float | None, now: float, y: int) -> Iterator[str]:
@@ -365,10 +371,8 @@ def _bar(record: TaskRecord, expected_s: float | None, now: float, y: int) -> It
             yield f"<rect {frame} fill='none' stroke='{TEXT}' stroke-dasharray='4 3'/>"
         yield f"<rect {place} fill='none' stroke='{TEXT}' stroke-width='2'/>"
         return
-    lost = record.outcome in ("lost", "retry")
-    fill = "url(#mqlab-hatch)" if lost else "none"
+    fill = "none" if record.outcome == "dead" else "url(#mqlab-hatch)"
     yield f"<rect {place} fill='{fill}' stroke='{TEXT}' stroke-width='1.5'>{title}</rect>"
-    yield _text(left + width, y + 18, "\u21a9" if lost else "\u2715", halo=True)
 
 
 def _x(seconds: float) -> float:
@@ -420,8 +424,9 @@ STYLE = f"""<style>
 .mqlab-dashboard svg text {{ fill: {TEXT}; font-size: 15px; }}
 .mqlab-dashboard .mqlab-halo {{ paint-order: stroke; stroke: {PAGE}; stroke-width: 4px; }}
 .mqlab-depth polyline {{ vector-effect: non-scaling-stroke; stroke-width: 2px; }}
-.mqlab-state {{ font-weight: 600; min-height: 1.35em; }}
-.mqlab-numbers {{ display: flex; flex-wrap: wrap; gap: 0 20px; font-size: 17px; }}
+.mqlab-state {{ font-size: 15px; min-height: 1.35em; }}
+.mqlab-numbers {{ display: flex; flex-wrap: wrap; font-size: 17px; }}
+.mqlab-numbers span {{ white-space: nowrap; margin-right: 18px; }}
 .mqlab-numbers b {{ font-size: 28px; font-variant-numeric: tabular-nums; }}
 .mqlab-numbers i {{ display: inline-block; width: 16px; height: 16px; margin-right: 6px; }}
 .mqlab-legend {{ display: flex; flex-wrap: wrap; gap: 0 16px; font-size: 15px; }}

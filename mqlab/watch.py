@@ -30,6 +30,8 @@ from mqlab.worker import WorkerProcess
 
 WINDOW_S = 60.0
 """Seconds that a snapshot looks back."""
+ANSWER_S = 0.05
+"""Seconds that a look waits for the broker's answer; after that the one before has to do."""
 RATE_S = 5.0
 """Seconds over which a rate is taken."""
 SILENT_S = 3.0
@@ -148,9 +150,11 @@ class QueueWatch:
         self._connection: Connection | None = None
         self._error: MqlabError | None = None
         self._open_at = 0.0
-        # Written in the connection's I/O thread, each in one step: ready, consumers; or no queue.
-        self._answer: tuple[float, int, int] | None = None
-        self._missing_at = self._asked_at = 0.0
+        # Written in the connection's I/O thread, each in one step: what the broker has answered.
+        self._answer: tuple[int, int] | None = None  # ready, consumers; None: there is no queue
+        self._refused_at, self._refusal = 0.0, ""
+        self._asked_at = 0.0  # while an answer is awaited
+        self._answered = threading.Event()
         self._problem = ""
         self._known: list[_Known] = []
         self._base_done = self._base_dead = 0  # of consumers that are not followed any more
@@ -175,7 +179,7 @@ class QueueWatch:
             self._problem = problem
         self._follow()
         answer = None if problem else self._answer
-        ready, consumers = answer[1:] if answer else (None, 0)
+        ready, consumers = answer or (None, 0)
         elsewhere = self._count_elsewhere(now, consumers)
         here = sum(known.consumer.unacked for known in self._known)
         unacked: int | None = None
@@ -230,8 +234,11 @@ class QueueWatch:
         if connection is None or connection.is_closing:
             if now >= self._open_at:
                 self._open()
-        elif now - self._missing_at >= 1.0:  # the broker logs each question for a missing queue
+        elif now - self._refused_at >= 1.0:  # the broker logs each question that it refuses
+            self._answered.clear()
             connection.run(self._declare)
+            # It takes a millisecond or two. An older answer would not fit what the workers tell.
+            self._answered.wait(ANSWER_S)
 
     def _open(self) -> None:
         self._asked_at = 0.0
@@ -261,12 +268,16 @@ class QueueWatch:
             channel.queue_declare(self.queue, passive=True, callback=self._on_declared)
 
     def _on_declared(self, frame: Any) -> None:
-        self._asked_at, self._missing_at = 0.0, 0.0
-        self._answer = time.time(), frame.method.message_count, frame.method.consumer_count
+        self._asked_at, self._refused_at, self._refusal = 0.0, 0.0, ""
+        self._answer = frame.method.message_count, frame.method.consumer_count
+        self._answered.set()
 
     def _on_channel_close(self, _channel: Any, reason: Any) -> None:
-        if getattr(reason, "reply_code", 0) == 404:
-            self._answer, self._missing_at = None, time.time()
+        code = getattr(reason, "reply_code", 0)
+        if code in (403, 404, 405):  # not allowed, no such queue, exclusive to another connection
+            self._answer, self._refused_at = None, time.time()
+            self._refusal = "" if code == 404 else str(reason.reply_text)
+            self._answered.set()
 
     def _on_lost(self) -> None:
         self._asked_at = 0.0
@@ -278,7 +289,9 @@ class QueueWatch:
             asked_at = self._asked_at
             if asked_at and now - asked_at > SILENT_S:
                 return f"The broker at {self.settings.address} is connected, and does not answer."
-            lost = not connection.is_ready and now - self._missing_at > 2.0
+            if self._refusal:
+                return f"The broker refused the question about this queue: {self._refusal}"
+            lost = not connection.is_ready and now - self._refused_at > 2.0
             error = connection.error or (connection.last_error if lost else None)
         if error is None:
             return ""
@@ -394,7 +407,7 @@ class QueueWatch:
 
     def _cut(self) -> None:
         answer = self._answer
-        expected = answer[2] if answer else 0
+        expected = answer[1] if answer else 0
         if not expected:
             self.note("There is no connection to cut: nobody consumes from this queue.")
             return

@@ -112,7 +112,7 @@ def run_worker_with_events(
     while order is None and consumer.status().state != "failed":
         told.tell()
         with contextlib.suppress(queues.Empty):
-            order = orders.get(timeout=0.05)
+            order = orders.get(timeout=0.02)
     if order:
         _write("state", state="stopping", unacked=consumer.unacked)
     report = consumer.stop(timeout_s=10.0 if order else 0.0)

@@ -59,11 +59,12 @@ def picture(dashboard: Dashboard) -> str:
 
 
 def workers_of(dashboard: Dashboard) -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if {"work", "--events", dashboard.queue} <= set(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # a zombie, of another test's broker
+            if {"work", "--events", dashboard.queue} <= set(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def exists(settings: Settings, queue: str) -> bool:
@@ -92,7 +93,6 @@ def test_its_buttons_send_and_start_and_stop_workers(
     click(dashboard, "start-worker", "start-worker")
     eventually(lambda: state().workers == 2)
     assert consumers(broker_settings, queue) == 2
-    eventually(lambda: state().unacked == 2)
     eventually(lambda: state().done == 11)
     eventually(lambda: (state().ready, state().unacked) == (0, 0))
     assert depth(broker_settings, queue) == 0
@@ -117,10 +117,10 @@ def test_its_buttons_send_and_start_and_stop_workers(
 def test_a_worker_that_is_stopped_finishes_its_task_and_one_that_is_killed_does_not(
     open_dashboard: Open, broker_settings: Settings, queue: str
 ) -> None:
-    dashboard = open_dashboard(task_s=1.0)
+    dashboard = open_dashboard(task_s=2.0)
     click(dashboard, "send-1", "start-worker")
     [lane] = eventually(lambda: [lane for lane in dashboard.state().lanes if lane.working])
-    assert lane.expected_s == 1.0
+    assert lane.expected_s == 2.0
     click(dashboard, "stop-worker")
     eventually(lambda: dashboard.state().workers == 0)
     assert dashboard.state().done == 1
@@ -206,8 +206,9 @@ def test_it_says_that_the_broker_is_away_and_recovers(
         eventually(lambda: not dashboard.state().problem, 20)
         eventually(lambda: dashboard.state().workers == 1)
         eventually(lambda: dashboard.state().ready == dashboard.state().unacked == 0, 20)
+        # all of them, and some twice if their ack was not on disk yet
         assert dashboard.state().done >= 10
-        eventually(lambda: "10 done" in text(dashboard) or "11 done" in text(dashboard))
+        eventually(lambda: f"{dashboard.state().done} done" in text(dashboard))
     finally:
         dashboard.close()
 
@@ -216,6 +217,16 @@ def test_without_a_broker_it_opens_and_says_what_to_do(open_dashboard: Open) -> 
     dashboard = open_dashboard(settings=Settings(port=free_port()))
     assert "No broker could be reached" in text(dashboard)
     assert "Next: python -m mqlab broker start" in text(dashboard)
+
+
+def test_a_queue_that_it_may_not_look_at_is_told_and_not_called_missing(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    with raw_channel(broker_settings) as channel:
+        channel.queue_declare(queue, exclusive=True)
+        dashboard = open_dashboard()
+        eventually(lambda: "RESOURCE_LOCKED" in dashboard.state().problem)
+    eventually(lambda: "No such queue yet" in text(dashboard))
 
 
 def test_a_consumer_of_the_same_kernel_has_a_lane_for_each_of_its_workers(
