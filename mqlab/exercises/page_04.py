@@ -77,7 +77,7 @@ def _judge_work_through(answer: Any) -> list[str]:
                 look_at=OWNER,
             )
         shift.check_nothing_is_left()
-        shift.check_value()
+        shift.check_value("Exercise 1: for everyone")
         return [
             f"{count} tasks sent, {first} at the start and {count - first} later: {count} done, "
             "each once, and the ids you returned are theirs",
@@ -193,7 +193,7 @@ def _close(shift: Shift, answer: Any, count: int, is_time: Callable[[], bool]) -
             look_at=GIVE_BACK,
         )
     shift.check_nothing_is_left()
-    shift.check_value()
+    shift.check_value("Exercise 2: a stretch")
     return closed_at
 
 

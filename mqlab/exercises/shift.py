@@ -298,14 +298,18 @@ class Shift:
                 look_at=BY_HAND,
             )
 
-    def check_value(self) -> None:
-        """Raise Incorrect unless the answer has returned the ids of just what it has done."""
+    def check_value(self, task: str) -> None:
+        """Raise Incorrect unless the answer has returned the ids of just what it has done.
+
+        ``task`` is the heading of the exercise, which says what is to be returned.
+        """
         value = self.called.value if self.called else None
         if not isinstance(value, Collection) or isinstance(value, (str, bytes, dict)):
             raise Incorrect(
                 "Your function does not return a list of ids.",
                 f"It returned {type(value).__name__}.",
                 evidence=[f"it did {tasks(len(self.done))}"],
+                look_at=task,
             )
         ids = Counter(value) if all(isinstance(each, str) for each in value) else None
         if ids is None:
@@ -313,6 +317,7 @@ class Shift:
             raise Incorrect(
                 "Your list holds something other than ids.",
                 f"It holds {some(kinds)}. An id is text: the task_id of a message.",
+                look_at=task,
             )
         strange = [each for each in ids if each not in self.sent]
         if strange:
@@ -324,6 +329,7 @@ class Shift:
                 "You tell of more than was done.",
                 f"You returned {len(value)} ids, and {tasks(len(self.done))} were done.",
                 evidence=[f"too much: {some(each[:8] for each in claimed or double)}"],
+                look_at=task,
             )
         if kept:
             raise Incorrect(
@@ -331,6 +337,7 @@ class Shift:
                 f"{tasks(len(self.done))} were done, and you returned {len(value)} ids. Whoever "
                 "waits for the rest will never hear of it.",
                 evidence=[f"done, and not in your list: {some(each[:8] for each in kept)}"],
+                look_at=task,
             )
 
     def check_nothing_is_left(self) -> None:
