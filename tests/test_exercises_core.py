@@ -38,6 +38,7 @@ from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
 from tests.helpers import eventually, management
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 RETURN_WITHIN_S = 0.7
 END_WITHIN_S = 0.3
 

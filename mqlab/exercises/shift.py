@@ -76,7 +76,7 @@ class Shift:
                 time.sleep(0.05)
             self.consumers = consumers
         except DidNotReturn as wrong:
-            self.returned_at = time.perf_counter()
+            self.returned_at = self.began + TIMEOUT_S
             self.hung = wrong
         finally:
             over.set()
@@ -254,7 +254,10 @@ class Shift:
                 Call(error=error).raise_if_failed(FAULTS)
 
     def _check_unacknowledged(self, acked: dict[str, float]) -> None:
-        worked = {work.task_id for work in self.works if self.ended_in_time(work)}
+        in_time = [work for work in self.works if self.ended_in_time(work)]
+        if self.hung:  # what it did right before its end could not be acknowledged any more
+            in_time = [work for work in in_time if (work.ended or 0) < self.returned_at - 1]
+        worked = {work.task_id for work in in_time}
         unheard = worked - set(acked)
         if unheard:
             raise Incorrect(
