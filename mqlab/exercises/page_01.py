@@ -80,7 +80,8 @@ class Case:
 
     def made(self, kind: str) -> set[str]:
         """Which of the two names are there now, among the ``users`` or the ``vhosts``."""
-        return {each["name"] for each in self.ask(kind)} & {self.user, self.virtual_host}
+        names = (self.user, self.virtual_host)
+        return {name for name in names if self.ask(f"{kind}/{name}") is not None}
 
     def is_touched(self) -> bool:
         """Whether the learner's function has done anything, by ``ask`` or by other means."""
@@ -386,9 +387,10 @@ def _remove_old(case: Case) -> None:
     """Remove what a killed check has left. A young one may belong to a check that is at work."""
     for kind in ("users", "vhosts"):
         for each in case.ask(kind):
-            made_at = re.match(rf"{PREFIX}(\d+)_", each["name"])
+            name = each.get("name", "")  # one that is just being deleted has none
+            made_at = re.match(rf"{PREFIX}(\d+)_", name)
             if made_at and int(made_at[1]) < time.time() - OLD_S:
-                case.ask(f"{kind}/{each['name']}", "DELETE")
+                case.ask(f"{kind}/{name}", "DELETE")
 
 
 def _ask(settings: Settings, path: str, method: str = "GET", body: object = None) -> Any:
