@@ -7,14 +7,17 @@ its own in test_exercises_core.py.
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pika
 import pytest
 
+from mqlab.exercises import page_03
 from mqlab.exercises.exercise import CORRECT, INCORRECT, NOT_ATTEMPTED, NOT_CHECKED, Exercise
 from mqlab.ports import free_port
 from mqlab.settings import Settings
@@ -88,6 +91,42 @@ def test_a_wrong_answer_is_told_what_is_wrong(wrong: Wrong) -> None:
     assert (result.outcome, result.headline) == (INCORRECT, wrong.headline), result
     assert result.evidence, result
     assert result.look_at in headings(wrong.exercise.page), result
+
+
+def takes_them_out(connect: Any, queue: str, tasks: list[str]) -> list[str]:
+    there, connection = [], connect()  # which stays open
+    channel = connection.channel()
+    channel.confirm_delivery()
+    while tasks:
+        task = tasks.pop()
+        with contextlib.suppress(pika.exceptions.UnroutableError):
+            channel.basic_publish("", queue, task, pika.BasicProperties(delivery_mode=2), True)
+            there.append(task)
+    return there
+
+
+def takes_them_out_through_a_cut(connect: Any, queue: str, tasks: dict[str, str]) -> list[str]:
+    there: list[str] = []
+    while tasks:
+        with contextlib.suppress(pika.exceptions.AMQPError):
+            channel = connect().channel()
+            channel.confirm_delivery()
+            for task_id in list(tasks):
+                properties = pika.BasicProperties(message_id=task_id, delivery_mode=2)
+                channel.basic_publish("", queue, tasks[task_id], properties)
+                there.append(task_id)
+                del tasks[task_id]
+    return there
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [(page_03.ex1, takes_them_out), (page_03.ex2, takes_them_out_through_a_cut)],
+    ids=["03-ex1", "03-ex2"],
+)
+def test_an_answer_may_use_up_what_it_is_given(exercise: Exercise, answer: Any) -> None:
+    result = exercise.check(answer)
+    assert result.outcome == CORRECT, result
 
 
 @every_exercise
