@@ -63,16 +63,21 @@ TALLEST = 15_000
 SLOW_MS = 60_000
 """Milliseconds that anything in the browser may take before a test gives up."""
 
+PROMPT = ".jp-CodeCell .jp-InputPrompt"
 # An exception is shown as what is written to stderr is.
 RED_OUTPUT = '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]'
 
 
 class Window:
-    """One notebook in a browser window of its own, and the complaints of its console."""
+    """One notebook in a browser window of its own.
+
+    ``complaints`` are those of its console, ``numbers`` what stood before the cells after Run All.
+    """
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.complaints: list[str] = []
+        self.numbers: list[str] = []
         page.set_default_timeout(SLOW_MS)
         page.on("console", self._note_message)
         page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
@@ -109,9 +114,12 @@ class Window:
             }"""
         )
 
-    def wait_run_all(self, timeout_ms: float = SLOW_MS) -> None:
-        self.page.wait_for_function("window.allRun", timeout=timeout_ms)
+    def wait_run_all(self) -> None:
+        """Wait until Run All has come to its end, the last cell or the first exception."""
+        self.page.wait_for_function("window.allRun")
         self.wait_idle()
+        # Now, since a cell that is run again later gets another number.
+        self.numbers = self.numbers or self.page.locator(PROMPT).all_text_contents()
 
     def cell(self, part: str) -> Locator:
         """The first cell with ``part`` in its source."""

@@ -16,6 +16,7 @@ from mqlab.settings import Settings
 from tests.browser import (
     CONTRASTS,
     ROOT,
+    SIZE,
     JupyterLab,
     Window,
     find_chromium,
@@ -85,6 +86,10 @@ def read(path: Path) -> dict[str, Any]:
     return notebook
 
 
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
 def count_in(path: Path, wanted: str) -> int:
     """How often a pattern is in the prose and the outputs of a committed notebook."""
     found = 0
@@ -100,8 +105,7 @@ def count_in(path: Path, wanted: str) -> int:
 def test_run_all_runs_all_without_an_error(window: Window, path: Path) -> None:
     window.screenshot(f"{path.stem}-1")
     assert window.errors == []
-    prompts = window.page.locator(".jp-CodeCell .jp-InputPrompt").all_text_contents()
-    assert prompts == [f"[{number}]:" for number in range(1, len(prompts) + 1)]
+    assert window.numbers == [f"[{n}]:" for n in range(1, len(code_cells(path)) + 1)]
     assert window.complaints == []
 
 
@@ -186,6 +190,28 @@ def test_a_solution_that_is_typed_in_is_correct(window: Window, path: Path) -> N
     assert window.complaints == []
 
 
+def test_a_wrong_answer_leads_back_to_the_place_that_explains_it(
+    windows: dict[str, Window],
+) -> None:
+    window = windows["03_async_publishing"]
+    window.wait_run_all()
+    cell = window.cell("def send_all(")
+    window.type_into(cell, OUTCOMES["incorrect"])
+    window.run(cell)
+    check = window.cell("ex1.check(")
+    assert "Exercise 1: incorrect." in window.run(check)
+    link = check.locator(".mqlab-result a")
+    place = window.page.locator(".jp-Notebook h2", has_text=link.text_content())
+    assert not is_in_view(place)
+    link.click()
+    eventually(lambda: is_in_view(place))
+
+
+def is_in_view(shown: Locator) -> bool:
+    top = (shown.bounding_box() or {"y": -1.0})["y"]
+    return 0 <= top < SIZE["height"]
+
+
 def starter(path: Path, exercise: str) -> str:
     """The line with which the starter cell of an exercise begins."""
     sources = ["".join(cell["source"]) for cell in read(path)["cells"]]
@@ -221,11 +247,12 @@ def test_each_outcome_of_a_check_is_readable_in_both_themes(
     results = window.page.locator(".jp-OutputArea-output .mqlab-result")
     for result, outcome in zip(results.all(), OUTCOMES, strict=True):
         assert f"Exercise 1: {outcome}." in (result.text_content() or "")
-    window.screenshot("outcomes-1-light")
-    assert_readable(results)
-    with window.dark():
-        window.screenshot("outcomes-2-dark")
+    with window.unrolled():
+        window.screenshot("outcomes-1-light")
         assert_readable(results)
+        with window.dark():
+            window.screenshot("outcomes-2-dark")
+            assert_readable(results)
     assert window.complaints == []
 
 
