@@ -46,8 +46,11 @@ def test_nothing_in_a_text_is_taken_for_something_else(path: Path) -> None:
 
 @every_quiz
 def test_the_same_bytes_are_shown_each_time(path: Path) -> None:
-    assert shown(path.stem) == shown(path.stem)
-    assert len(shown(path.stem)) == 5
+    random.seed(1)
+    first = shown(path.stem)
+    random.seed(2)
+    assert shown(path.stem) == first
+    assert len(first) == 5
 
 
 def test_two_pages_have_names_of_their_own() -> None:

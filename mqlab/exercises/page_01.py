@@ -315,13 +315,14 @@ def _check_login(case: Case) -> None:
 
 
 def _check_other_doors(case: Case, permissions: set[str]) -> None:
-    doors = [_knock(case, each) for each in ("/", case.other)]
-    if any(is_open for is_open, _ in doors) or len(permissions) > 1:
+    others = sorted({"/", case.other} | permissions - {case.virtual_host})
+    doors = [_knock(case, each) for each in others]
+    if any(is_open for is_open, _ in doors):
         raise Incorrect(
             "Your user is let into other virtual hosts, too.",
             "Whoever knows its password gets at what belongs to others. It needs permissions in "
             "its own virtual host, and in no other.",
-            evidence=[*(told for _, told in doors), f"it has permissions in {some(permissions)}"],
+            evidence=[told for _, told in doors],
             look_at=PERMISSIONS,
         )
 
