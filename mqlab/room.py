@@ -7,13 +7,10 @@ reach it, is left to whoever runs it.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 import secrets
 import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mqlab import management
 from mqlab.connection import handshake
 from mqlab.errors import AccessRefused, ConnectError, MqlabError, SettingsError
 from mqlab.settings import Settings
@@ -37,9 +35,6 @@ LARGEST = 99
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 """Of passwords. They are typed from paper: no l, 1, i, o, 0."""
 FIRST_LINE = "Logins of `python -m mqlab room create`. Cut between the lines; one slip each."
-
-# What reaches a broker by AMQP reaches it without a proxy.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -165,17 +160,8 @@ class _Api:
 
     def ask(self, path: str, method: str = "GET", body: object = None) -> Any:
         """Send one request, and give what is answered."""
-        here = self.settings
-        login = base64.b64encode(f"{here.username}:{here.password}".encode()).decode()
-        request = urllib.request.Request(
-            f"{here.management_url}/api/{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
-            method=method,
-        )
         try:
-            with _direct.open(request, timeout=30) as answer:
-                return json.loads(answer.read() or b"null")
+            return management.ask(self.settings, path, method, body, timeout_s=30)
         except urllib.error.HTTPError as error:
             if error.code == 401:
                 raise self._refused("the management page refused it") from None
@@ -185,7 +171,7 @@ class _Api:
             ) from error
         except (OSError, ValueError) as error:
             raise ConnectError(
-                f"No management page answers at {here.management_url}.",
+                f"No management page answers at {self.settings.management_url}.",
                 why=str(getattr(error, "reason", error)),
                 fix="start the broker, enable its plugin rabbitmq_management, or set "
                 "MQLAB_MANAGEMENT_URL",

@@ -7,20 +7,18 @@ and ``consumer``. Watching declares nothing: the queue may be there or not.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import queue as queues
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from mqlab import management
 from mqlab.connection import Connection
 from mqlab.consumer import BackgroundConsumer, running_consumers
 from mqlab.errors import MqlabError
@@ -40,9 +38,6 @@ LISTED_S = 7.0
 """Seconds until the management page has surely heard of a connection: it is told every 5."""
 TASKS_SHOWN = 200
 """The newest tasks of a lane; more cannot be told apart in 60 s anyway."""
-
-# A proxy of the environment is not on the way to a broker.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 Depth = tuple[float, int | None, int | None]
 
@@ -446,15 +441,8 @@ def ask_management(
     None where it knows of no such thing. Raises MqlabError if it does not answer within
     ``timeout_s`` seconds or refuses.
     """
-    login = base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
-    request = urllib.request.Request(
-        f"{settings.management_url}/api/{path}",
-        headers={"Authorization": f"Basic {login}"},
-        method=method,
-    )
     try:
-        with _direct.open(request, timeout=timeout_s) as answer:
-            return json.loads(answer.read() or b"null")
+        return management.ask(settings, path, method, timeout_s=timeout_s)
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return {}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import pika
 
 from mqlab import packages
+from mqlab.management import ask as management  # noqa: F401
 from mqlab.node import Node, find_server
 from mqlab.settings import Settings
 
@@ -66,19 +64,6 @@ def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> Any:
         assert time.monotonic() < deadline, f"not true within {within_s:g} s"
         time.sleep(0.02)
     return value
-
-
-def management(settings: Settings, path: str, method: str = "GET", body: object = None) -> Any:
-    """Ask the management API, and return what it answers."""
-    login = base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
-    request = urllib.request.Request(
-        f"{settings.management_url}/api/{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
-        method=method,
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.loads(answer.read() or b"null")
 
 
 def rabbitmqctl(node: Node, *arguments: str) -> str:

@@ -6,15 +6,11 @@ logs in with them. What it made up it removes again, whatever happened.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
-import json
 import re
 import secrets
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +18,7 @@ from typing import Any
 import pika
 import pika.exceptions
 
+from mqlab import management
 from mqlab.connection import handshake
 from mqlab.errors import AccessRefused
 from mqlab.exercises.bench import call, end_threads, some
@@ -34,9 +31,6 @@ PREFIX = "exercise_01_"
 OLD_S = 120
 """Seconds after which what a check that was killed has left may be removed by another one."""
 OWN_BROKER = "do it with a broker on your own machine: unset AMQP_URL, then `make lab`"
-
-# What reaches the broker by AMQP reaches it without a proxy.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Case:
     def ask_for_learner(self, path: str, method: str = "GET", body: object = None) -> Any:
         """The page's ``ask``, as it is handed over: it notes what is asked."""
         try:
-            answer = _send(self.admin, path, method, body)
+            answer = management.ask(self.admin, path, method, body)
         except urllib.error.HTTPError as error:
             self.sent.append(f"{method} {path}: refused, HTTP {error.code}")
             raise
@@ -396,7 +390,7 @@ def _remove_old(case: Case) -> None:
 
 def _ask(settings: Settings, path: str, method: str = "GET", body: object = None) -> Any:
     try:
-        return _send(settings, path, method, body)
+        return management.ask(settings, path, method, body)
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None
@@ -405,24 +399,12 @@ def _ask(settings: Settings, path: str, method: str = "GET", body: object = None
             f"{settings.username}, and without it nobody can make users",
             OWN_BROKER,
         ) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise NotChecked(
             f"no management page answers at {settings.management_url} "
             f"({getattr(error, 'reason', error)}), and without it nobody can make users",
             f"set MQLAB_MANAGEMENT_URL to its address, or {OWN_BROKER}",
         ) from error
-
-
-def _send(settings: Settings, path: str, method: str, body: object) -> Any:
-    login = base64.b64encode(f"{settings.username}:{settings.password}".encode()).decode()
-    request = urllib.request.Request(
-        f"{settings.management_url}/api/{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
-        method=method,
-    )
-    with _direct.open(request, timeout=10) as answer:
-        return json.loads(answer.read() or b"null")
 
 
 ex1 = Exercise(
