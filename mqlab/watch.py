@@ -34,6 +34,8 @@ RATE_S = 5.0
 """Seconds over which a rate is taken."""
 SILENT_S = 3.0
 """Seconds without an answer after which the broker is said not to answer."""
+MANAGEMENT_S = 2.0
+"""Seconds that the management page has for an answer."""
 LISTED_S = 7.0
 """Seconds until the management page has surely heard of a connection: it is told every 5."""
 TASKS_SHOWN = 200
@@ -395,10 +397,10 @@ class QueueWatch:
         return found.get("messages_unacknowledged"), sent, done
 
     def _fetch(self) -> None:
-        self._managed = None
+        found: dict[str, Any] | None = None
         with contextlib.suppress(MqlabError):
-            self._managed = ask_management(self.settings, self._path())
-        self._managing = False
+            found = _ask_page(self.settings, self._path())
+        self._managed, self._managing = found, False
 
     def _cut(self) -> None:
         answer = self._answer
@@ -411,13 +413,13 @@ class QueueWatch:
         deadline = time.monotonic() + LISTED_S
         try:
             while consumers < expected and time.monotonic() < deadline:
-                found = ask_management(self.settings, self._path())
+                found = _ask_page(self.settings, self._path())
                 channels = [c["channel_details"] for c in found.get("consumer_details", [])]
                 names = [c["connection_name"] for c in channels if "connection_name" in c]
                 consumers += sum(name not in cut for name in names)
                 for name in set(names) - cut:
                     path = f"connections/{quote(name, safe='')}"
-                    ask_management(self.settings, path, method="DELETE")
+                    _ask_page(self.settings, path, "DELETE")
                     cut.add(name)
                 if consumers < expected:
                     time.sleep(0.25)
@@ -433,16 +435,10 @@ class QueueWatch:
         return f"queues/{quote(self.settings.virtual_host, safe='')}/{quote(self.queue, safe='')}"
 
 
-def ask_management(
-    settings: Settings, path: str, *, method: str = "GET", timeout_s: float = 2.0
-) -> Any:
-    """Ask the broker's management API, and return what it answers.
-
-    None where it knows of no such thing. Raises MqlabError if it does not answer within
-    ``timeout_s`` seconds or refuses.
-    """
+def _ask_page(settings: Settings, path: str, method: str = "GET") -> Any:
+    """What the management page answers; empty if it knows no such thing. Raises MqlabError."""
     try:
-        return management.ask(settings, path, method, timeout_s=timeout_s)
+        return management.ask(settings, path, method, timeout_s=MANAGEMENT_S)
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return {}
