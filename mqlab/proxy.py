@@ -40,6 +40,7 @@ class Proxy:
         self.swallow_answers = False  # what the broker says
         self.delay_s = 0.0
         self.cuts = self.accepted = 0
+        self._closed = False
         self._on_frame = on_frame
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
@@ -53,6 +54,7 @@ class Proxy:
 
     def close(self) -> None:
         """Accept nothing more, and end every connection."""
+        self._closed = True
         with contextlib.suppress(OSError):  # close alone does not wake a thread in accept
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -91,13 +93,17 @@ class Proxy:
             for end in (client, server):  # or small confirms wait for the delayed ACK of TCP
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
+                if self._closed:
+                    client.close()
+                    server.close()
+                    return
                 self._pairs.append((client, server))
             self._start(self._pump, client, server, self.accepted, True)
             self._start(self._pump, server, client, self.accepted, False)
 
     @staticmethod
     def _start(function: Callable[..., None], *args: Any) -> None:
-        threading.Thread(target=function, args=args, name="mqlab proxy", daemon=True).start()
+        threading.Thread(target=function, args=args, name="broker proxy", daemon=True).start()
 
     def _pump(
         self, source: socket.socket, sink: socket.socket, number: int, from_client: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -31,9 +32,12 @@ def echo() -> Iterator[Settings]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
-                while data := connection.recv(65536):
-                    connection.sendall(data)
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                connection.sendall(data)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -167,7 +171,7 @@ def test_a_cut_ends_every_connection_and_the_next_one_works(echo: Settings) -> N
         first, second = open_socket(proxy), open_socket(proxy)
         for connection in (first, second):
             connection.sendall(b"x")
-        assert read(first, 1) == b"x"
+            assert read(connection, 1) == b"x"
         proxy.swallow = proxy.swallow_answers = True
         assert proxy.cut() == 2
         assert proxy.cuts == 1
@@ -215,6 +219,18 @@ def test_a_closed_proxy_accepts_nothing(echo: Settings) -> None:
         pass
     with pytest.raises(OSError, match="refused"):
         open_socket(proxy)
+
+
+def test_who_is_being_accepted_while_it_closes_is_not_forgotten(echo: Settings) -> None:
+    for _ in range(30):
+        proxy = Proxy(echo)
+        closer = threading.Thread(target=proxy.close)
+        with socket.socket() as connection:
+            connection.settimeout(5)
+            connection.connect(("127.0.0.1", proxy.settings.port))
+            closer.start()
+            assert is_ended(connection)
+        closer.join()
 
 
 def test_without_a_target_a_connection_ends_at_once_and_the_next_is_tried(echo: Settings) -> None:

@@ -91,7 +91,7 @@ def call(
 
     def new_threads() -> list[threading.Thread]:
         threads = [each for each in threading.enumerate() if each not in before]
-        return [each for each in threads if not each.name.startswith("mqlab proxy")]
+        return [each for each in threads if not each.name.startswith("broker proxy")]
 
     thread = threading.Thread(target=run, name="your function", daemon=True)
     thread.start()
@@ -340,7 +340,7 @@ class Bench:
             # Who asked for confirms waits for one now. Who did not goes on: it has time to.
             wait_s = 0.1 if self.count("Confirm.Select") else 0.5
             self._cut_timer = threading.Timer(wait_s, self._cut)
-            self._cut_timer.name, self._cut_timer.daemon = "mqlab proxy cut", True
+            self._cut_timer.name, self._cut_timer.daemon = "broker proxy cut", True
             self._cut_timer.start()
         channel = frame.channel_number
         self.said.append(Said(time.perf_counter(), connection, channel, from_client, method))
