@@ -287,9 +287,15 @@ def sends_for_ever(_connect: Any, queue: str) -> None:
             producer.send("x")
 
 
+def connects_for_ever(connect: Any, _queue: str) -> None:
+    while True:
+        connect().close()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
+        connects_for_ever,
         loops,
         sleeps_a_little,
         consume,

@@ -90,7 +90,8 @@ def call(
         outcome.seconds = time.perf_counter() - started
 
     def new_threads() -> list[threading.Thread]:
-        threads = [each for each in threading.enumerate() if each not in before]
+        # One that is just being started is not alive yet: pika has such, to look names up.
+        threads = [each for each in threading.enumerate() if each not in before and each.is_alive()]
         return [each for each in threads if not each.name.startswith("broker proxy")]
 
     thread = threading.Thread(target=run, name="your function", daemon=True)
