@@ -25,6 +25,8 @@ from mqlab.producer import Producer
 STOP_WITHIN_S = 2.0
 QUIET_S = 0.4
 """Seconds without any work after which the check goes on: the queue has run empty."""
+IDLE_S = 1.5
+"""The same before closing time. Who takes an empty queue for the end has left by then."""
 CLOSE_ANYHOW_S = 4.0
 
 IN_BACKGROUND, GIVE_BACK = "In the background, by hand", "Predict a last time: stop"
@@ -116,7 +118,7 @@ def _close_while_idle(answer: Any) -> list[str]:
     count = random.randint(2, 5)
     with Bench() as bench:
         shift = Shift(bench, 0.02, 0.04)
-        is_idle = lambda: len(shift.done) >= count and shift.quiet_s() > QUIET_S  # noqa: E731
+        is_idle = lambda: len(shift.done) >= count and shift.quiet_s() > IDLE_S  # noqa: E731
         closed_at = _close(shift, answer, count, is_idle)
         back_s = max(0.0, shift.returned_at - closed_at)
         return [f"closed with an empty queue: all {count} done, back {back_s:.2f} s later"]
