@@ -417,8 +417,8 @@ LEGEND = "".join(
 STYLE = f"""<style>
 .mqlab-dashboard, .mqlab-dashboard .widget-html-content {{
   color: {TEXT}; font-size: 16px; line-height: 1.35; overflow: visible; }}
-.mqlab-dashboard .widget-html, .mqlab-dashboard .widget-html-content {{
-  width: 100%; height: auto; }}
+.mqlab-dashboard .widget-html {{ width: calc(100% - 4px); height: auto; }}
+.mqlab-dashboard .widget-html-content {{ width: 100%; height: auto; }}
 .mqlab-dashboard .widget-hbox {{ flex-wrap: wrap; overflow: visible; }}
 .mqlab-dashboard button {{ font-size: 15px; width: auto; height: 34px; }}
 .mqlab-dashboard svg text {{ fill: {TEXT}; font-size: 15px; }}

@@ -148,7 +148,8 @@ class Exercise:
         except NotChecked as problem:
             return self._not_checked(problem.why, problem.fix)
         except MqlabError as error:
-            return self._not_checked(" ".join(filter(None, [error.what, error.why])), error.fix)
+            why = f"{error.what} Likely: {error.why}." if error.why else error.what
+            return self._not_checked(why, error.fix)
         except (pika.exceptions.AMQPError, OSError) as error:
             return self._not_checked(
                 f"the broker went away in the middle ({type(error).__name__})",
