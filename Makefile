@@ -3,8 +3,6 @@
 # It keeps to what make 3.81 understands, which macOS has.
 PYTHON = python3
 RUN = .venv/bin/python
-# Two processes, each with a broker of its own; with AMQP_URL there is one broker, so one process.
-TEST_ARGS = $(if $(AMQP_URL),,-n 2 --dist loadfile)
 
 .PHONY: lab test proof demo check notebooks bench lock clean
 
