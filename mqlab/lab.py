@@ -182,6 +182,7 @@ def start_jupyter(root: Path) -> Server:
         f"--ServerApp.root_dir={root}",
         f"--ServerApp.default_url=/{page}",
         "--KernelManager.transport_encryption=auto",
+        *_terminal(),
     ]
     with log:
         process = subprocess.Popen(
@@ -246,6 +247,14 @@ def _arrange(root: Path, workspaces: Path) -> None:
 def _tied() -> list[str]:
     """The words before a command that end it, on Linux, when this process is killed."""
     return ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
+
+
+def _terminal() -> list[str]:
+    """The option for JupyterLab's terminals: by itself it starts login shells, which undo PATH."""
+    shell = os.environ.get("SHELL") or shutil.which("bash") or shutil.which("sh")
+    if sys.platform == "win32" or not shell:
+        return []
+    return [f"--ServerApp.terminado_settings={{'shell_command': ['{shell}']}}"]
 
 
 def _has_screen() -> bool:

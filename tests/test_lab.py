@@ -193,6 +193,10 @@ def test_a_broker_that_was_there_goes_on_when_lab_ends(
     start_lab: Callable[..., Lab], broker_settings: Settings, way: str
 ) -> None:
     one = start_lab("--no-browser", **url_of(broker_settings)).wait_ready()
+    one.ask("/api/terminals", token=one.token, data=b"{}", method="POST")
+    # a login shell would take this project's Python off the PATH again
+    shell = os.environ.get("SHELL") or shutil.which("bash") or shutil.which("sh")
+    assert [shell] in [process.cmdline() for process in one.see_family()]
     assert broker_settings.address in one.said
     one.ask("/api/kernels", token=one.token, data=b"{}")
     assert one.see_family()

@@ -35,6 +35,7 @@ def judge_send_all(send_all: Any) -> list[str]:
         claimed = _list_of(tasks, called, TASK_1)
         arrived = bench.take_all(queue)
         _check_connections(bench, called, len(claimed), len(arrived))
+        _check_addressed(bench, queue)
         _check_all_arrived(tasks, claimed, [text for _, text in arrived])
         _check_persistent(arrived)
         confirms = bench.count("Basic.Ack", from_client=False)
@@ -146,6 +147,7 @@ def judge_through_a_cut(send_all_through_a_cut: Any) -> list[str]:
         _check_persistent(arrived)
         copies = Counter(properties.message_id for properties, _ in arrived)
         _check_claims_after_a_cut(bench, tasks, claimed, set(copies), cut_at)
+        _check_sent_again(bench, claimed, cut_at)
         doubled = [task_id for task_id, number in copies.items() if number > 1]
         known = _confirms_before(bench, cut_at)
         if len(arrived) - len(copies) > cut_at - known:
@@ -250,6 +252,20 @@ def _check_claims_after_a_cut(
         raise _leaves_out(left_out, numbers, TASK_2)
 
 
+def _check_sent_again(bench: Bench, claimed: list[str], cut_at: int) -> None:
+    published = [said for said in bench.said if said.name == "Basic.Publish" and said.properties]
+    ids = [said.properties.message_id for said in published]
+    unknown = ids[cut_at - 1]
+    if bench.cuts and unknown in claimed and ids.count(unknown) == 1:
+        raise Incorrect(
+            "You claim the task whose confirm was lost, without sending it again.",
+            "This time it had arrived before the cut. Nobody told you so: the next time it is "
+            "lost. Send it again with the same id, and claim it when that is confirmed.",
+            evidence=[f"task {unknown} was sent once, and its confirm never came"],
+            look_at=LIBRARY,
+        )
+
+
 def _check_connections(
     bench: Bench, called: Call, claimed: int, arrived: int, allowed: int = 1
 ) -> None:
@@ -277,6 +293,17 @@ def _check_connections(
             f"{called.seconds:.2f} s. Open one, and keep it.",
             evidence=[f"connections opened: {opened}, for {arrived} messages in the queue"],
             look_at=KEEP,
+        )
+
+
+def _check_addressed(bench: Bench, queue: str) -> None:
+    keys = {said.method.routing_key for said in bench.said if said.name == "Basic.Publish"}
+    if keys and queue not in keys:
+        raise Incorrect(
+            "You send to another queue than the one that you are given.",
+            "Use the argument queue, not a name of the page's: the check has a queue of its own.",
+            evidence=[f"given: {queue}, sent to: {some(map(repr, keys))}"],
+            look_at=TASK_1,
         )
 
 

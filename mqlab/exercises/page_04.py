@@ -23,7 +23,7 @@ from mqlab.exercises.shift import (
 from mqlab.producer import Producer
 
 STOP_WITHIN_S = 2.0
-QUIET_S = 0.4
+QUIET_S = 1.6
 """Seconds without any work after which the check goes on: the queue has run empty."""
 IDLE_S = 1.5
 """The same before closing time. Who takes an empty queue for the end has left by then."""

@@ -395,3 +395,32 @@ def cut_transient(connect, queue, tasks):
                 sent.append(task_id)
                 rest.pop(0)
     return sent
+
+
+@wrong(ex2, "You claim the task whose confirm was lost, without sending it again.")
+def claims_the_unknown(connect, queue, tasks):
+    """After the cut it goes on with the next task, and claims the one before"""
+    sent, rest = [], list(tasks.items())
+    while rest:
+        with contextlib.suppress(pika.exceptions.AMQPError), connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            while rest:
+                task_id, text = rest.pop(0)
+                sent.append(task_id)
+                channel.basic_publish("", queue, text, named(task_id), mandatory=True)
+    return sent
+
+
+@wrong(ex1, "You send to another queue than the one that you are given.")
+def sends_to_the_pages_queue(connect, queue, tasks):  # noqa: ARG001
+    """The page's QUEUE in place of the argument"""
+    there = []
+    with connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for task in tasks:
+            with contextlib.suppress(pika.exceptions.UnroutableError):
+                channel.basic_publish("", "lesson_03_none_here", task, PERSISTENT, mandatory=True)
+                there.append(task)
+    return there
