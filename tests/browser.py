@@ -87,7 +87,7 @@ class Window:
         self.numbers: list[str] = []
         page.set_default_timeout(SLOW_MS)
         page.on("console", self._note_message)
-        page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
+        page.on("pageerror", lambda error: self.complaints.append(f"exception: {error.stack}"))
 
     def _note_message(self, message: ConsoleMessage) -> None:
         told = f"{message.text} ({message.location['url']})"
@@ -179,6 +179,8 @@ class Window:
     def _choose_theme(self, name: str) -> None:
         self.command("apputils:change-theme", theme=name)
         self.page.locator(f'body[data-jp-theme-name="{name}"]').wait_for(state="attached")
+        # JupyterLab takes its splash away a moment later, and twice if it is asked again meanwhile.
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def press_button(self, name: str) -> None:
         """Press a button of the notebook's tool bar."""
