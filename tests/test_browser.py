@@ -315,7 +315,9 @@ def test_what_goes_wrong_on_a_page_is_noted(write_and_open: Callable[..., Window
         window.page.evaluate("fetch('https://example.org/').catch(() => {})")
     refused, *others = sorted(window.complaints)
     assert refused.startswith("Failed to load resource")
-    assert others == ["exception: thrown", "planted ()"]
+    exception, logged = others
+    assert exception.startswith("exception: Error: thrown\n")  # and where
+    assert logged == "planted ()"
 
 
 WORK = """
