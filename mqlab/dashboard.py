@@ -97,9 +97,8 @@ class Dashboard:
         self._watch.close()
         for button in self.buttons.values():
             button.disabled = True
-        self._sentence.value = _status(
-            "This dashboard is closed. Run its cell again for a new one."
-        )
+        closed = "This dashboard is closed. Run its cell again for a new one."
+        self._sentence.value, self._told.value = _visible(closed), _spoken(closed)
 
     # ---- the widgets
 
@@ -134,11 +133,13 @@ class Dashboard:
             if button.comm is not None:
                 button.comm._reply_subshell_for = lambda _data, asked_for: asked_for
             self.buttons[name] = button
-        self._sentence, self._picture, self._troubles = (widgets.HTML() for _ in range(3))
+        self._told, self._sentence = widgets.HTML(), widgets.HTML()
+        self._picture, self._troubles = widgets.HTML(), widgets.HTML()
         self.view = widgets.VBox(
             [
                 widgets.HTML(STYLE),
                 widgets.HBox(list(self.buttons.values())),
+                self._told,
                 self._sentence,
                 self._picture,
                 self._troubles,
@@ -163,13 +164,14 @@ class Dashboard:
         """Set what has changed: a value that is set is sent to the browser."""
         sentence = describe(snapshot)
         shown: dict[Any, str] = {
+            self._sentence: _visible(sentence),
             self._picture: draw(snapshot, sentence),
             self._troubles: list_troubles(snapshot),
         }
-        # A screen reader reads this one out, so not more often than once a second.
+        # A screen reader reads this out, so not more often than once a second.
         if time.monotonic() - self._told_at >= 1.0:
             self._told_at = time.monotonic()
-            shown[self._sentence] = _status(sentence)
+            shown[self._told] = _spoken(sentence)
         for widget, value in shown.items():
             if widget.value != value:
                 widget.value = value
@@ -305,7 +307,7 @@ def _axis(height: int) -> Iterator[str]:
 def _depth(snapshot: Snapshot) -> Iterator[str]:
     """The depth as two stacked areas: unacked below, ready on top of it."""
     most = max((ready or 0) + (unacked or 0) for _, ready, unacked in snapshot.depth)
-    limit = max(4, 2 * math.ceil(most * 1.1 / 2))
+    limit = max(4, 2 * math.ceil(most / 2))
     areas, lines = "", ""
     run: list[tuple[float, float, float]] = []
     for at, ready, unacked in (*snapshot.depth, (snapshot.at, None, None)):
@@ -389,8 +391,13 @@ def _shown(record: TaskRecord) -> str:
     return str(record.data)[:24] if record.task_id else "no task"
 
 
-def _status(sentence: str) -> str:
-    return f"<div class='mqlab-state' role='status'>{html.escape(sentence)}</div>"
+def _visible(sentence: str) -> str:
+    return f"<div class='mqlab-state' aria-hidden='true'>{html.escape(sentence)}</div>"
+
+
+def _spoken(sentence: str) -> str:
+    """The same, for screen readers."""
+    return f"<div class='mqlab-told' role='status'>{html.escape(sentence)}</div>"
 
 
 PATTERN = (
@@ -425,6 +432,8 @@ STYLE = f"""<style>
 .mqlab-dashboard .mqlab-halo {{ paint-order: stroke; stroke: {PAGE}; stroke-width: 4px; }}
 .mqlab-depth polyline {{ vector-effect: non-scaling-stroke; stroke-width: 2px; }}
 .mqlab-state {{ font-size: 15px; min-height: 1.35em; }}
+.mqlab-told {{ position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); }}
 .mqlab-numbers {{ display: flex; flex-wrap: wrap; font-size: 17px; }}
 .mqlab-numbers span {{ white-space: nowrap; margin-right: 18px; }}
 .mqlab-numbers b {{ font-size: 28px; font-variant-numeric: tabular-nums; }}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ACCENT, GREY, LIGHT, DARK = "#D55E00", "#8C8C8C", "#D0D0D0", "#333333"
 OFF_SCALE = 3.0
 """A column this many times higher than the median one is cut off in ``send_cost``."""
+NOTE_WIDTH = 0.15
+"""Part of the picture's width that the note of such a column takes."""
 STYLE: Any = {
     "font.size": 14,
     "axes.titlesize": 15,
@@ -169,10 +171,18 @@ def send_cost(records: Sequence[SendRecord], ax: Axes | None = None) -> Axes:
     slow = [(place, total) for place, total in zip(places, floor, strict=True) if total > top]
     if slow:
         ax.set_ylim(0, top)
+    line, free_from = 0, 0.0
     for place, total in slow:
+        line = line + 1 if place < free_from else 0  # below the note of a near neighbour
+        free_from = place + len(records) * NOTE_WIDTH
         note = f"{format_time(total / 1000)} ↑"
         ax.annotate(
-            note, (place + 0.5, top), (4, -4), textcoords="offset points", va="top", fontsize=12
+            note,
+            (place + 0.5, top),
+            (4, -4 - 16 * line),
+            textcoords="offset points",
+            va="top",
+            fontsize=12,
         )
     handles, labels = ax.get_legend_handles_labels()
     # The legend stands in the order of the stack, and outside, where it can hide no column.

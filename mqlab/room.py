@@ -119,7 +119,7 @@ def look(name: str = "room", *, settings: Settings | None = None) -> list[Seat]:
     ours, _ = broker.seats(_checked(name))
     connections = Counter(each.get("vhost") for each in broker.ask("connections"))
     queues = Counter(each["vhost"] for each in broker.ask("queues"))
-    messages = {each["name"]: each.get("messages", 0) for each in broker.ask("vhosts")}
+    messages = {each.get("name", ""): each.get("messages", 0) for each in broker.ask("vhosts")}
     return [
         Seat(each, connections[each], queues[each], messages.get(each, 0)) for each in sorted(ours)
     ]
@@ -134,9 +134,9 @@ def remove(name: str = "room", *, settings: Settings | None = None, say: Say = p
     removed: set[str] = set()
     for kind in ("users", "vhosts"):  # users first: nobody comes back in
         for each in broker.ask(kind):
-            if _is_seat(_checked(name), each["name"]) and _is_marked(each):
+            if _is_seat(_checked(name), each.get("name", "")) and _is_marked(each):
                 broker.ask(f"{kind}/{each['name']}", "DELETE")
-                removed.add(each["name"])
+                removed.add(each.get("name", ""))
     if not removed:
         say(f"This broker has no room {name}: nothing to remove.")
         return
@@ -182,8 +182,8 @@ class _Api:
         ours: set[str] = set()
         others: set[str] = set()
         for each in [*self.ask("users"), *self.ask("vhosts")]:
-            if _is_seat(room, each["name"]):
-                (ours if _is_marked(each) else others).add(each["name"])
+            if _is_seat(room, each.get("name", "")):
+                (ours if _is_marked(each) else others).add(each.get("name", ""))
         return ours, others
 
     def make(self, seat: Settings) -> None:

@@ -143,7 +143,8 @@ class QueueWatch:
     def __init__(self, queue: str, settings: Settings) -> None:
         self.queue, self.settings = queue, settings
         self.workers: list[WorkerProcess] = []  # any thread appends
-        self._troubles: deque[tuple[float, str]] = deque(maxlen=8)  # any thread appends
+        self._troubles: deque[tuple[float, str]] = deque(maxlen=8)
+        self._noting = threading.Lock()  # any thread notes
         self._connection: Connection | None = None
         self._error: MqlabError | None = None
         self._open_at = 0.0
@@ -163,8 +164,12 @@ class QueueWatch:
         self._managing = False
 
     def note(self, text: str) -> None:
-        """Remember something that went wrong."""
-        self._troubles.append((time.time(), text[:1].upper() + text[1:]))
+        """Remember something that went wrong; what is said again takes no second line."""
+        text = text[:1].upper() + text[1:]
+        with self._noting:
+            if self._troubles and self._troubles[-1][1] == text:
+                self._troubles.pop()
+            self._troubles.append((time.time(), text))
 
     def look(self) -> Snapshot:
         """Ask the broker again, and tell what is known now."""

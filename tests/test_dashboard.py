@@ -211,13 +211,32 @@ def test_it_says_that_the_broker_is_away_and_recovers(
         dashboard.close()
 
 
+def test_what_is_said_again_takes_no_second_line(open_dashboard: Open) -> None:
+    dashboard = open_dashboard()
+    click(dashboard, "stop-worker", "stop-worker", "kill-worker", "stop-worker")
+    eventually(lambda: said(dashboard).count("to stop") == 2)
+    assert said(dashboard).count("\n") == 2
+
+
+def test_the_sentence_and_the_picture_are_of_the_same_moment(open_dashboard: Open) -> None:
+    dashboard = open_dashboard()
+    drawn: list[tuple[str, str]] = []
+    dashboard._picture.observe(lambda _: drawn.append((text(dashboard), picture(dashboard))))
+    click(dashboard, "send-10", "start-worker")
+    eventually(lambda: "1 unacked" in text(dashboard))
+    assert len({sentence for sentence, _ in drawn}) > 1
+    for sentence, picture_then in drawn:
+        assert f"aria-label='{html.escape(sentence, quote=True)}'" in picture_then
+
+
 def test_without_a_broker_it_opens_and_says_what_to_do(open_dashboard: Open) -> None:
     dashboard = open_dashboard(settings=Settings(port=free_port()))
     assert "No broker could be reached" in text(dashboard)
     assert "Next: python -m mqlab broker start" in text(dashboard)
     click(dashboard, "send-1", "start-worker")
     eventually(lambda: "Worker 1 ended by itself: No broker could be reached" in said(dashboard))
-    assert said(dashboard).count("No broker could be reached") == 3  # seen, not sent, no worker
+    # what was seen and what Send 1 met are the same words, and so one line
+    assert said(dashboard).count("No broker could be reached") == 2
 
 
 def test_a_queue_that_it_may_not_look_at_is_told_and_not_called_missing(
@@ -289,9 +308,9 @@ def test_when_nothing_happens_nothing_is_sent_to_the_browser(
     with raw_channel(broker_settings) as channel:
         channel.queue_declare(queue, durable=True)
     dashboard = open_dashboard()
-    eventually(lambda: "0 ready" in text(dashboard))
+    eventually(lambda: "0 ready" in text(dashboard) and "0 ready" in dashboard._told.value)
     changes: list[object] = []
-    for widget in (dashboard._sentence, dashboard._picture, dashboard._troubles):
+    for widget in (*dashboard.view.children[2:], dashboard._told):
         widget.observe(changes.append, "value")
     looked_at = dashboard.state().at
     eventually(lambda: dashboard.state().at > looked_at + 2)

@@ -256,6 +256,13 @@ def test_what_an_answer_raises_is_told_with_its_line(answer: Any, kind: str) -> 
     assert result.look_at == "A heading"
 
 
+def test_a_name_that_a_restart_has_forgotten_is_not_called_a_wrong_answer() -> None:
+    result = check(lambda connect, queue: of_a_cell_above(connect, queue))  # type: ignore[name-defined] # noqa: F821
+    assert result.outcome == NOT_CHECKED
+    assert "name 'of_a_cell_above' is not defined" in result.message
+    assert "Run All Above Selected Cell" in result.message
+
+
 def loops(_connect: Any, _queue: str) -> None:
     while True:
         pass
@@ -438,9 +445,11 @@ def test_a_check_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     helper = threading.Thread(target=interrupt)
     helper.start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="You stopped the check") as stopped:
         exercise().check(lambda connect, queue: begun.set() or consume(connect, queue))  # type: ignore[func-returns-value]
     assert time.monotonic() - started < 10
+    assert len(stopped.traceback) == 2, "the traceback leads into the depth of the check"
+    assert stopped.value.__suppress_context__
     helper.join()
 
 

@@ -25,6 +25,7 @@ from mqlab.connection import handshake
 from mqlab.errors import StartFailed
 from mqlab.ports import free_port, is_open
 from mqlab.settings import Settings
+from tests.helpers import eventually
 
 READY_S = 90.0
 END_S = 30.0
@@ -83,6 +84,14 @@ class Lab:
         self.family = psutil.Process(self.process.pid).children(recursive=True)
         return self.family
 
+    def see_command_lines(self) -> dict[psutil.Process, list[str]]:
+        """Those of the family; one that has ended meanwhile has none."""
+        lines = {}
+        for member in self.see_family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                lines[member] = member.cmdline()
+        return lines
+
     def wait_end(self) -> int:
         status = self.process.wait(END_S)
         _, alive = psutil.wait_procs(self.family, timeout=10)
@@ -137,14 +146,14 @@ def test_lab_starts_both_on_loopback_and_ctrl_c_ends_both(
     # a kernel knows the broker's ports, and not the token
     kernel = json.loads(one.ask("/api/kernels", token=one.token, data=b"{}"))
     assert kernel["name"] == "python3"
-    family = one.see_family()
-    kernels = [p for p in family if "ipykernel_launcher" in " ".join(p.cmdline())]
+    family = one.see_command_lines()
+    kernels = [p for p, words in family.items() if "ipykernel_launcher" in words]
     assert len(kernels) == 1
     environ = kernels[0].environ()
     assert ports.items() <= environ.items()
     assert one.token not in environ.values()
     # nowhere to be read by others: no command line, no log, no file that is not this user's own
-    lines = [" ".join(process.cmdline()) for process in family]
+    lines = [" ".join(words) for words in family.values()]
     assert any("jupyterlab" in line for line in lines)
     assert not [line for line in lines if one.token in line]
     assert one.token not in (tmp_path / ".lab/jupyterlab.log").read_text()
@@ -196,7 +205,7 @@ def test_a_broker_that_was_there_goes_on_when_lab_ends(
     one.ask("/api/terminals", token=one.token, data=b"{}", method="POST")
     # a login shell would take this project's Python off the PATH again
     shell = os.environ.get("SHELL") or shutil.which("bash") or shutil.which("sh")
-    assert [shell] in [process.cmdline() for process in one.see_family()]
+    eventually(lambda: [shell] in one.see_command_lines().values())
     assert broker_settings.address in one.said
     one.ask("/api/kernels", token=one.token, data=b"{}")
     assert one.see_family()

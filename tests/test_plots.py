@@ -1,6 +1,7 @@
 """The pictures: they show the records' numbers, and say them in a sentence."""
 
 import base64
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -155,6 +156,19 @@ def test_one_slow_send_does_not_flatten_the_others():
     assert ax.get_ylim()[1] == pytest.approx(3 * 7.5)
     assert [text.get_text() for text in ax.texts] == ["0.20 s ↑"]
     assert plots.send_cost([sent(1), sent(2)]).texts[:] == []
+
+
+def test_the_notes_of_slow_neighbours_do_not_overprint():
+    sends = [sent(n) for n in range(1, 11)]
+    for place in (3, 4, 9):
+        sends[place] = sent(place + 1, connect=100 + place)
+    ax = plots.send_cost(sends)
+
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert boxes[0].y0 == boxes[2].y0  # the third has room at the top
 
 
 def test_compare_waits_is_logarithmic_with_a_dot_for_each_repeat_and_the_median_said():

@@ -51,10 +51,16 @@ class Call:
     threads: list[threading.Thread] = field(default_factory=list)
 
     def raise_if_failed(self, look_at: str = "") -> None:
-        """Raise Incorrect if the function raised."""
+        """Raise Incorrect if the function raised, NotChecked if it uses a name that is not here."""
         if self.error is None:
             return
         error = self.error
+        if type(error) is NameError:
+            raise NotChecked(
+                f"your function uses a name that this kernel does not know: {error}",
+                "after a restart of the kernel the cells above run first: menu Run, Run All Above "
+                "Selected Cell. If that does not help, the name is misspelt",
+            )
         raise Incorrect(
             f"Your function raised {type(error).__name__}.",
             f"{type(error).__name__}: {error}".rstrip(": "),

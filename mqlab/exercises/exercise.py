@@ -130,8 +130,9 @@ class Exercise:
     def check(self, answer: Any) -> Result:
         """Run ``answer``, the learner's function, against the broker, and tell what came of it.
 
-        Raises nothing: what goes wrong in the answer is its result, and what goes wrong around it
-        is told as *could not be checked*. It ends by itself, within about half a minute.
+        What goes wrong in the answer is its result, and what goes wrong around it is told as
+        *could not be checked*. It ends by itself, within about half a minute. Raises
+        KeyboardInterrupt, when it has cleaned up, if it is interrupted before.
         """
         try:
             evidence = tuple(self._judge(answer))
@@ -155,6 +156,9 @@ class Exercise:
                 f"the broker went away in the middle ({type(error).__name__})",
                 "python -m mqlab broker status",
             )
+        except KeyboardInterrupt:
+            # From here, and not from the depth of the check: a short traceback.
+            raise KeyboardInterrupt("You stopped the check. Run the cell again.") from None
         except Exception as error:  # a fault of ours: told in words, as all else
             return self._not_checked(
                 f"the check itself has a fault: {type(error).__name__}: {error}",

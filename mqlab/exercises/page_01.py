@@ -1,7 +1,7 @@
 """The exercises of page 01: a user who is let into one virtual host, and one who may only read.
 
 A check makes up names and a password, lets the learner's function make what belongs to them, and
-logs in with them. What it made up it removes again, whatever happened.
+logs in with them. What was made it removes again, whatever happened.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from mqlab.settings import Settings
 GUEST, PERMISSIONS = "What may guest do?", "A user, a virtual host, and what joins them"
 WRONG, TASK_1, TASK_2 = "What can go wrong", "Exercise 1: for everyone", "Exercise 2: a stretch"
 PREFIX = "exercise_01_"
+NAME = r"[A-Za-z0-9%._~-]+"
+MADE = f"(?:users|vhosts)/{NAME}|(?:queues|exchanges)/{NAME}/{NAME}"
 OLD_S = 120
 """Seconds after which what a check that was killed has left may be removed by another one."""
 OWN_BROKER = "do it with a broker on your own machine: unset AMQP_URL, then `make lab`"
@@ -42,6 +44,8 @@ class Case:
     user: str
     password: str = field(repr=False)
     sent: list[str] = field(default_factory=list, repr=False)
+    made_besides: list[str] = field(default_factory=list, repr=False)
+    """Paths of what the learner's function made under other names than the given ones."""
 
     @property
     def other(self) -> str:
@@ -64,12 +68,15 @@ class Case:
 
     def ask_for_learner(self, path: str, method: str = "GET", body: object = None) -> Any:
         """The page's ``ask``, as it is handed over: it notes what is asked."""
+        is_new = re.fullmatch(MADE, path) and method == "PUT" and self.ask(path) is None
         try:
             answer = management.ask(self.admin, path, method, body)
         except urllib.error.HTTPError as error:
             self.sent.append(f"{method} {path}: refused, HTTP {error.code}")
             raise
         self.sent.append(f"{method} {path}: done")
+        if is_new:
+            self.made_besides.append(path)
         return answer
 
     def made(self, kind: str) -> set[str]:
@@ -253,7 +260,7 @@ def _run(function: Any, case: Case) -> Any:
         raise Incorrect(
             headline, message, evidence=[each for each in evidence if each], look_at=look_at
         )
-    if isinstance(error, OSError):
+    if isinstance(error, (OSError, NotChecked)):
         case.ask("whoami")  # is the management page still there?
     called.raise_if_failed(WRONG)
     return called.value
@@ -357,7 +364,7 @@ def _publish(channel: Any, queue: str) -> None:
 
 @contextlib.contextmanager
 def _new_case() -> Iterator[Case]:
-    """Names and a password for one check; whatever goes by them is removed at the end."""
+    """Names and a password for one check; what was made in it is removed at the end."""
     admin = Settings.from_env()
     handshake(admin)
     if "administrator" not in _ask(admin, "whoami")["tags"]:
@@ -373,9 +380,10 @@ def _new_case() -> Iterator[Case]:
         case.ask(f"vhosts/{case.other}", "PUT", {})
         yield case
     finally:
-        for name in (case.user, case.virtual_host, case.other):
-            for kind in ("users", "vhosts"):  # the broker closes their connections
-                case.ask(f"{kind}/{name}", "DELETE")
+        names = (case.user, case.virtual_host, case.other)
+        given = [f"{kind}/{name}" for name in names for kind in ("users", "vhosts")]
+        for path in (*case.made_besides, *given):  # the broker closes their connections
+            case.ask(path, "DELETE")
 
 
 def _remove_old(case: Case) -> None:
