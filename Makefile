@@ -9,8 +9,10 @@ RUN = .venv/bin/python
 lab: .venv/.ready
 	$(RUN) -m mqlab lab $(LAB_ARGS)
 
+# Two files at a time, each with brokers of its own. On the one broker of AMQP_URL one at a time:
+# the tests look whether anything is left there.
 test: .venv/.ready-dev
-	$(RUN) -m pytest $(TEST_ARGS)
+	$(RUN) -m pytest -n $(if $(AMQP_URL),0,2) --dist loadfile $(TEST_ARGS)
 
 proof: .venv/.ready-dev
 	$(RUN) -m mqlab broker run -- $(RUN) -m tests.exercise_table

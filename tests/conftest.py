@@ -17,9 +17,8 @@ import pytest
 from mqlab import broker, packages
 from mqlab.errors import NoBrokerFound
 from mqlab.node import Node, find_server
-from mqlab.ports import free_port
 from mqlab.settings import Settings
-from tests.helpers import management
+from tests.helpers import free_port, management
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +90,8 @@ def _living_children() -> list[str]:
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if child.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(child.cmdline())[:80])
+                node = child.environ().get("MQLAB_NODE_DIR", "")  # its name has that of the test
+                found.append(f"{' '.join(child.cmdline())[:80]} {node}".strip())
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,17 @@ import pika
 from mqlab import packages
 from mqlab.management import ask as management  # noqa: F401
 from mqlab.node import Node, find_server
+from mqlab.ports import is_free
 from mqlab.settings import Settings
+
+
+def free_port() -> int:
+    """A free port below those that the system gives away, so that a broker finds it free again."""
+    return next(port for port in iter(lambda: random.randrange(15000, 32000), 0) if is_free(port))
+
+
+QUEUE_ON_DISK_S = 3.0
+"""A broker that is killed earlier after a declare may have forgotten the queue: docs/faults.md."""
 
 
 @contextmanager

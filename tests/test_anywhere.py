@@ -24,9 +24,8 @@ from mqlab import packages
 from mqlab.connection import handshake
 from mqlab.errors import ConnectError
 from mqlab.node import Node
-from mqlab.ports import free_port
 from mqlab.settings import MANAGEMENT_PORT
-from tests.helpers import eventually
+from tests.helpers import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
 BINDER, DEVCONTAINER = ROOT / ".binder", ROOT / ".devcontainer/devcontainer.json"

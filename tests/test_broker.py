@@ -18,8 +18,9 @@ import pytest
 from mqlab import broker
 from mqlab.errors import BrokerError, ConnectError, NoBrokerFound, PortTaken, SettingsError
 from mqlab.node import Node
-from mqlab.ports import free_port, is_open
+from mqlab.ports import is_open
 from mqlab.settings import Settings
+from tests.helpers import free_port
 
 HOME = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mqlab.cli import build_parser, main
-from mqlab.ports import free_port
+from tests.helpers import free_port
 
 
 def commands(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

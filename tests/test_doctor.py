@@ -13,8 +13,8 @@ import pytest
 
 from mqlab import doctor
 from mqlab.cli import main
-from mqlab.ports import free_port
 from mqlab.settings import Settings
+from tests.helpers import free_port
 
 
 @pytest.fixture(autouse=True)

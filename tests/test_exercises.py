@@ -19,11 +19,10 @@ import pytest
 
 from mqlab.exercises import page_03
 from mqlab.exercises.exercise import CORRECT, INCORRECT, NOT_ATTEMPTED, NOT_CHECKED, Exercise
-from mqlab.ports import free_port
 from mqlab.settings import Settings
 from tests import exercise_table as table
 from tests import wrong_answers
-from tests.helpers import eventually, management
+from tests.helpers import eventually, free_port, management
 from tests.wrong_answers import Wrong
 
 EXERCISES = [exercise for page in table.PAGES for exercise in table.exercises(page)]

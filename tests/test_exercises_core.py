@@ -33,10 +33,9 @@ from mqlab.exercises.exercise import (
     NotChecked,
     Result,
 )
-from mqlab.ports import free_port
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
-from tests.helpers import eventually, management
+from tests.helpers import eventually, free_port, management
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 RETURN_WITHIN_S = 0.7
@@ -44,7 +43,9 @@ END_WITHIN_S = 0.3
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(broker_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def each_leaves_nothing(
+    broker_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Each test begins with the tests' broker in AMQP_URL, and ends as it began."""
     monkeypatch.setenv("AMQP_URL", broker_settings.url)
     monkeypatch.setattr(benches, "END_WITHIN_S", END_WITHIN_S)

@@ -25,6 +25,7 @@ from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
 from tests.helpers import (
+    QUEUE_ON_DISK_S,
     assert_depth,
     consumers,
     depth,
@@ -142,6 +143,7 @@ def test_row_14_a_broker_killed_in_a_confirmed_stream_loses_nothing_confirmed(
     thread = threading.Thread(target=stream)
     thread.start()
     eventually(lambda: len(confirmed) > 500)
+    time.sleep(QUEUE_ON_DISK_S)
     broker.kill()
     assert not broker.node.processes()
     at_kill = len(confirmed)

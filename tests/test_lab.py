@@ -23,9 +23,9 @@ import pytest
 from mqlab import lab
 from mqlab.connection import handshake
 from mqlab.errors import StartFailed
-from mqlab.ports import free_port, is_open
+from mqlab.ports import is_open
 from mqlab.settings import Settings
-from tests.helpers import eventually
+from tests.helpers import eventually, free_port
 
 READY_S = 90.0
 END_S = 30.0

@@ -17,8 +17,9 @@ import pytest
 from mqlab import broker
 from mqlab.errors import StartFailed
 from mqlab.node import Node, _data_folder, find_server, pick_words
-from mqlab.ports import free_port, is_open
+from mqlab.ports import is_open
 from mqlab.settings import Settings
+from tests.helpers import QUEUE_ON_DISK_S, free_port
 
 START = """
 import signal, sys
@@ -151,6 +152,7 @@ def test_row_34_a_first_boot_killed_half_way_does_no_harm_to_the_next(
 def test_row_34_a_crashed_node_with_stale_state_loses_no_durable_message(node: Node) -> None:
     start(node)
     send_durable(node.settings, 200)
+    time.sleep(QUEUE_ON_DISK_S)
     server = next(process for process in node.processes() if process.name() == "beam.smp")
     server.kill()
     wait_until(lambda: not is_open(node.port))

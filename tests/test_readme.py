@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mqlab.ports import free_port
 from mqlab.settings import Settings
+from tests.helpers import free_port
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -18,9 +18,8 @@ from mqlab import BackgroundConsumer, Producer, room
 from mqlab.cli import main
 from mqlab.connection import handshake
 from mqlab.errors import AccessRefused, ConnectError, SettingsError
-from mqlab.ports import free_port
 from mqlab.settings import Settings
-from tests.helpers import eventually, management, raw_channel
+from tests.helpers import eventually, free_port, management, raw_channel
 
 
 @pytest.fixture

@@ -105,15 +105,17 @@ def test_work_with_events_tells_the_life_of_a_task_and_finishes_it_when_told_to_
     started = read_until(telling, "started")[-1]["task"]
     assert (started["task_id"], started["data"]) == (sent.task_id, "Audit Report")
     assert (started["outcome"], started["finished_at"]) == (None, None)
-    rest, _ = telling.communicate("stop\n", timeout=20)
-    events = [json.loads(line) for line in rest.splitlines()]
+    assert telling.stdin is not None
+    telling.stdin.write("stop\n")
+    telling.stdin.flush()
+    events = read_until(telling, "stopped")
     assert {"event": "state", "state": "stopping", "unacked": 1} in events
     [settled] = [event["task"] for event in events if event["event"] == "settled"]
     assert settled["outcome"] == "done"
     assert settled["task_id"] == sent.task_id
     assert settled["started_at"] < settled["finished_at"] <= settled["acked_at"]
     assert events[-1] == {"event": "stopped", "done": 1, "returned": []}
-    assert telling.returncode == 0
+    assert telling.wait(timeout=10) == 0
     assert consumers(broker_settings, queue) == 0
 
 
