@@ -146,10 +146,14 @@ class Node:
         self._close_output()
         for launched in self._launched:  # in its first instant a process has no environment yet
             launched.kill()
+        servers: set[psutil.Process] = set()
         for _ in range(250):  # again, for a child that was born in between
             processes = self.processes()
             if not processes:
+                # A zombie's threads may still end, and until the last one has its ports are taken.
+                psutil.wait_procs(servers, timeout=2.0)
                 return
+            servers.update(process for process in processes if _name(process) == "beam.smp")
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()

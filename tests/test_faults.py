@@ -21,6 +21,7 @@ import pytest
 
 from mqlab import BackgroundConsumer, Producer, Task
 from mqlab.errors import OutcomeUnknown
+from mqlab.ports import is_free
 from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
@@ -146,6 +147,7 @@ def test_row_14_a_broker_killed_in_a_confirmed_stream_loses_nothing_confirmed(
     time.sleep(QUEUE_ON_DISK_S)
     broker.kill()
     assert not broker.node.processes()
+    assert is_free(broker.node.port), "somebody of the node still has its port"
     at_kill = len(confirmed)
     broker.restart()
     eventually(lambda: len(confirmed) > at_kill + 500, within_s=60)
