@@ -214,6 +214,8 @@ class Dashboard:
         staying = [worker for worker in self._alive() if worker.state != "stopping"]
         if staying:
             staying[-1].stop()
+        elif self._alive():
+            self._watch.note("Every worker of this dashboard is stopping already.")
         else:
             self._watch.note("There is no worker of this dashboard to stop: start one.")
 

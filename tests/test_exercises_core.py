@@ -451,6 +451,7 @@ def test_a_check_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - started < 10
     assert len(stopped.traceback) == 2, "the traceback leads into the depth of the check"
     assert stopped.value.__suppress_context__
+    assert stopped.value._render_traceback_() == [f"KeyboardInterrupt: {stopped.value}"]  # type: ignore[attr-defined]
     helper.join()
 
 

@@ -53,6 +53,13 @@ class NotChecked(Exception):
         self.why, self.fix = why, fix
 
 
+class Stopped(KeyboardInterrupt):
+    """Raised when a check is interrupted. Jupyter shows its sentence, and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """What a check has found. Shown as HTML in JupyterLab, as text elsewhere."""
@@ -157,8 +164,7 @@ class Exercise:
                 "python -m mqlab broker status",
             )
         except KeyboardInterrupt:
-            # From here, and not from the depth of the check: a short traceback.
-            raise KeyboardInterrupt("You stopped the check. Run the cell again.") from None
+            raise Stopped("You stopped the check. Run the cell again.") from None
         except Exception as error:  # a fault of ours: told in words, as all else
             return self._not_checked(
                 f"the check itself has a fault: {type(error).__name__}: {error}",
