@@ -24,6 +24,7 @@ check: .venv/.ready-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 notebooks: .venv/.ready-dev
 	$(RUN) -m mqlab broker run -- .venv/bin/jupyter nbconvert --to notebook --execute --inplace \

@@ -22,9 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mqlab import packages
-from mqlab.node import Node, find_server
-from mqlab.ports import free_port
+from mqlab.broker import packages
+from mqlab.broker.node import Node, find_server
+from mqlab.broker.ports import free_port
 
 
 def answers(port: int) -> bool:

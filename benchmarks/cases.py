@@ -521,7 +521,7 @@ CASES: dict[str, Callable[[str, int], dict[str, float]]] = {
     "latency mqlab": latency_mqlab,
     "latency pika callback": latency_pika_callback,
     "memory mqlab": memory_mqlab,
-    "import mqlab": lambda _queue, _count: import_time("mqlab"),
+    "import mqlab": lambda _queue, _count: import_time("mqlab.producer, mqlab.consumer"),
     "import pika": lambda _queue, _count: import_time("pika"),
 }
 

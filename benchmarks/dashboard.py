@@ -22,8 +22,8 @@ import pika
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from mqlab import lab
 from mqlab.settings import Settings
+from mqlab.workshop import lab
 
 QUEUE = "benchmark_dashboard"
 CASES = {

@@ -21,8 +21,8 @@ from pathlib import Path
 import pika
 
 from mqlab import broker
-from mqlab.node import Node
-from mqlab.ports import free_port
+from mqlab.broker.node import Node
+from mqlab.broker.ports import free_port
 
 HERE = Path(__file__).parent
 MANY, FEW = 20_000, 2_000

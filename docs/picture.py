@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pika
 
-from mqlab import Producer, plots, send_task_to_queue
-from mqlab.experiment import repeat_sends, run_synchronous_experiment
+from mqlab import Producer, send_task_to_queue
+from mqlab.measure import plots
+from mqlab.measure.runs import repeat_sends
 from mqlab.settings import Settings
+from mqlab.walkthrough import run_synchronous_experiment
 
 README = Path(__file__).parents[1] / "README.md"
 REPEATS = range(30)

@@ -149,7 +149,7 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(_arguments: argparse.Namespace) -> int:
-    from mqlab import doctor
+    from mqlab.workshop import doctor
 
     failed: list[str] = []
     for finding in doctor.examine():
@@ -171,21 +171,22 @@ def run_logs(arguments: argparse.Namespace) -> int:
 
 
 def run_work(arguments: argparse.Namespace) -> int:
-    from mqlab import worker
-
-    run = worker.run_worker_with_events if arguments.events else worker.run_worker
+    if arguments.events:
+        from mqlab.dashboard.process import run_worker_with_events as run
+    else:
+        from mqlab.workshop.worker import run_worker as run
     return run(queue=arguments.queue, workers=arguments.workers, duration_s=arguments.duration)
 
 
 def run_send(arguments: argparse.Namespace) -> int:
-    from mqlab.producer import send_task_to_queue
+    from mqlab.walkthrough import send_task_to_queue
 
     print(send_task_to_queue(arguments.data, queue=arguments.queue))
     return 0
 
 
 def run_sync(arguments: argparse.Namespace) -> int:
-    from mqlab.experiment import run_synchronous_experiment
+    from mqlab.walkthrough import run_synchronous_experiment
 
     run_synchronous_experiment(arguments.data)
     return 0
@@ -226,7 +227,7 @@ def run_requeue(arguments: argparse.Namespace) -> int:
 
 
 def run_room(arguments: argparse.Namespace) -> int:
-    from mqlab import room
+    from mqlab.workshop import seats as room
 
     room.create(
         arguments.seats, host=arguments.host, name=arguments.name, file=arguments.file,
@@ -236,7 +237,7 @@ def run_room(arguments: argparse.Namespace) -> int:
 
 
 def run_room_list(arguments: argparse.Namespace) -> int:
-    from mqlab import room
+    from mqlab.workshop import seats as room
 
     seats = room.look(arguments.name)
     for seat in seats:
@@ -246,21 +247,21 @@ def run_room_list(arguments: argparse.Namespace) -> int:
 
 
 def run_room_remove(arguments: argparse.Namespace) -> int:
-    from mqlab import room
+    from mqlab.workshop import seats as room
 
     room.remove(arguments.name)
     return 0
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    from mqlab.demo import demo
+    from mqlab.workshop.demo import demo
 
     demo(png=arguments.png)
     return 0
 
 
 def run_lab(arguments: argparse.Namespace) -> int:
-    from mqlab import lab
+    from mqlab.workshop import lab
 
     return lab.run_lab(browser=not arguments.no_browser)
 

@@ -25,7 +25,8 @@ from mqlab.connection import Connection
 from mqlab.errors import ConsumerError, MqlabError, TaskError, WaitTimeout
 from mqlab.records import ConsumerStatus, StopReport, TaskRecord
 from mqlab.settings import HEARTBEAT_S, Settings
-from mqlab.task import QUEUE, Task, perform_heavy_task
+from mqlab.task import QUEUE, Task
+from mqlab.walkthrough import perform_heavy_task
 
 RECORDS_KEPT = 5_000
 """The newest records are kept, so that a consumer may run for weeks in the same memory."""

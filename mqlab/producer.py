@@ -13,7 +13,6 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice, takewhile
 from typing import Any
 
@@ -406,29 +405,3 @@ class Producer:
         while self._pending:
             taken.append(self._pending.popleft())
         return taken
-
-
-def send_task_to_queue(
-    task_data: Any,
-    *,
-    queue: str = QUEUE,
-    settings: Settings | None = None,
-    timeout_s: float = 10.0,
-    quiet: bool = False,
-) -> SendRecord:
-    """Send one task over a connection of its own, as the walk-through does, and time each step.
-
-    Prints the walk-through's lines unless ``quiet``; its "immediate wait time" is the publish
-    alone, and the record has the rest. Raises what Producer and ``Producer.send`` raise.
-    """
-    started = time.perf_counter()
-    with Producer(queue, settings=settings, timeout_s=timeout_s) as producer:
-        opened_s = time.perf_counter() - started
-        declare_s = producer._connection.declare_s
-        sent = producer.send(task_data)
-        record = replace(sent, connect_s=opened_s - declare_s, declare_s=declare_s)
-    if not quiet:
-        print(f"*** [API Server/Producer] Task ID {record.task_id[:8]} published successfully! ***")
-        print(f"*** [API Server/Producer] Immediate wait time: {record.publish_s:.4f} seconds ***")
-        print("*** [API Server/Producer] Full computation runs in the background. ***\n")
-    return record

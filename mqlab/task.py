@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -106,34 +105,6 @@ def encode_body(task_id: str, data_json: str, timestamp: float) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise _refuse("its task_id has half of a surrogate pair") from error
-
-
-def perform_heavy_task(
-    task_data: Any, *, task_id: str | None = None, duration_s: float = 5.0
-) -> tuple[str, str]:
-    """Do the slow work: wait ``duration_s`` seconds and return ``(task_id, result)``.
-
-    Gives the task a new id unless ``task_id`` is there. In the main thread it prints its start,
-    a dot a second, and its end; in any other thread it prints nothing, because a notebook would
-    show that under whichever cell happens to run. Raises TaskError if the time is negative.
-    """
-    if not (math.isfinite(duration_s) and duration_s >= 0):
-        raise TaskError(f"duration_s={duration_s!r} is not a number of seconds from 0 on")
-    task_id = task_id or str(uuid.uuid4())
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    end = time.monotonic() + duration_s
-    if in_main_thread:
-        print(f"\n--- [Worker] Starting Task ID: {task_id[:8]} with data: {task_data} ---")
-    if in_main_thread and duration_s > 2:
-        for second in range(1, int(duration_s) + 1):
-            time.sleep(max(0.0, end - duration_s + second - time.monotonic()))
-            print(".", end="", flush=True)
-        print()
-    time.sleep(max(0.0, end - time.monotonic()))
-    result = f"COMPLETED: Report generated for '{task_data}'"
-    if in_main_thread:
-        print(f"--- [Worker] Task ID: {task_id[:8]} Finished. Result: {result} ---\n")
-    return task_id, result
 
 
 def _check_fields(task_id: Any, timestamp: Any) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 
-from mqlab import lab
 from mqlab.settings import Settings
+from mqlab.workshop import lab
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "build/screenshots"

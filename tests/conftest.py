@@ -14,9 +14,10 @@ import pika
 import psutil
 import pytest
 
-from mqlab import broker, packages
+from mqlab import broker
+from mqlab.broker import packages
+from mqlab.broker.node import Node, find_server
 from mqlab.errors import NoBrokerFound
-from mqlab.node import Node, find_server
 from mqlab.settings import Settings
 from tests.helpers import free_port, management
 

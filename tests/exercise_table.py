@@ -26,7 +26,7 @@ from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
 from mqlab import broker
-from mqlab.exercises.exercise import CORRECT, INCORRECT, NOT_ATTEMPTED, Exercise
+from mqlab.exercises.engine.exercise import CORRECT, INCORRECT, NOT_ATTEMPTED, Exercise
 from tests import wrong_answers
 
 ROOT = Path(__file__).parents[1]

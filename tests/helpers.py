@@ -11,10 +11,10 @@ from typing import Any
 
 import pika
 
-from mqlab import packages
-from mqlab.management import ask as management  # noqa: F401
-from mqlab.node import Node, find_server
-from mqlab.ports import is_free
+from mqlab.broker import packages
+from mqlab.broker.management import ask as management  # noqa: F401
+from mqlab.broker.node import Node, find_server
+from mqlab.broker.ports import is_free
 from mqlab.settings import Settings
 
 

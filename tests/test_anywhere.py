@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from mqlab import packages
+from mqlab.broker import packages
+from mqlab.broker.node import Node
 from mqlab.connection import handshake
 from mqlab.errors import ConnectError
-from mqlab.node import Node
 from mqlab.settings import MANAGEMENT_PORT
 from tests.helpers import eventually, free_port
 

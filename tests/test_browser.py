@@ -266,7 +266,7 @@ def assert_readable(shown: Locator) -> None:
 def test_an_exercise_and_a_quiz_can_be_done_by_keyboard_alone(
     write_and_open: Callable[..., Window],
 ) -> None:
-    quiz = "from mqlab.exercises.quiz import show_quiz\n\nshow_quiz('03')"
+    quiz = "from mqlab.exercises.engine.quiz import show_quiz\n\nshow_quiz('03')"
     cells = ["from mqlab.exercises.page_03 import ex1", "starter", "ex1.check(send_all)", quiz]
     window = write_and_open(*cells)
     press = window.page.keyboard.press

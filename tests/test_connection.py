@@ -10,7 +10,7 @@ import pytest
 
 from mqlab.connection import Connection, handshake
 from mqlab.errors import AccessRefused, ConnectError, MqlabError
-from mqlab.proxy import Proxy
+from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
 from tests.helpers import eventually
 

@@ -11,7 +11,7 @@ import pytest
 
 from mqlab import BackgroundConsumer, Producer, Task, TaskRecord
 from mqlab.errors import ConsumerError, QueueMismatch, WaitTimeout
-from mqlab.proxy import Proxy
+from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
 from tests.helpers import assert_depth, consumers, eventually, raw_channel, take_all
 

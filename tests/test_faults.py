@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from mqlab import BackgroundConsumer, Producer, Task
+from mqlab.broker.ports import is_free
 from mqlab.errors import OutcomeUnknown
-from mqlab.ports import is_free
-from mqlab.proxy import Proxy
+from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
 from tests.helpers import (

@@ -29,7 +29,7 @@ quick_task = partial(perform_heavy_task, duration_s=0.1)
 def walkthrough_broker(
     tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], None]
 ) -> Iterator[Settings]:
-    from mqlab.node import Node
+    from mqlab.broker.node import Node
 
     state_dir = tmp_path_factory.mktemp("walkthrough").resolve()
     node = Node(state_dir, 5673, 15673)

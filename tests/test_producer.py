@@ -19,8 +19,8 @@ from mqlab.errors import (
     TaskError,
     Unroutable,
 )
+from mqlab.exercises.engine.wire import Proxy
 from mqlab.producer import WINDOW
-from mqlab.proxy import Proxy
 from mqlab.settings import Settings
 from tests.helpers import (
     assert_depth,

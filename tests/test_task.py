@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqlab.errors import TaskError
-from mqlab.task import MAX_BODY_BYTES, MAX_DATA_BYTES, Task, perform_heavy_task
+from mqlab.task import MAX_BODY_BYTES, MAX_DATA_BYTES, Task
+from mqlab.walkthrough import perform_heavy_task
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(

@@ -18,11 +18,11 @@ from typing import Any
 import pika
 import pika.exceptions
 
-from mqlab import management
+from mqlab.broker import management
 from mqlab.connection import handshake
 from mqlab.errors import AccessRefused
-from mqlab.exercises.bench import call, end_threads, some
-from mqlab.exercises.exercise import Exercise, Incorrect, NotChecked
+from mqlab.exercises.engine.bench import call, end_threads, some
+from mqlab.exercises.engine.exercise import Exercise, Incorrect, NotChecked
 from mqlab.settings import Settings
 
 GUEST, PERMISSIONS = "What may guest do?", "A user, a virtual host, and what joins them"

@@ -16,9 +16,9 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
-from mqlab.exercises.bench import DidNotReturn, call, end_threads
-from mqlab.exercises.exercise import Exercise, Incorrect, NotChecked
-from mqlab.experiment import run_waiting_clients
+from mqlab.exercises.engine.bench import DidNotReturn, call, end_threads
+from mqlab.exercises.engine.exercise import Exercise, Incorrect, NotChecked
+from mqlab.measure.runs import run_waiting_clients
 
 LINE, SIX = "A line of clients, by hand", "Six clients"
 TASK_1, TASK_2 = "Exercise 1: for everyone", "Exercise 2: a stretch"

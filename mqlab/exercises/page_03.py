@@ -9,8 +9,8 @@ from typing import Any
 
 import pika.exceptions
 
-from mqlab.exercises.bench import Bench, Call, DidNotReturn, some
-from mqlab.exercises.exercise import Exercise, Incorrect
+from mqlab.exercises.engine.bench import Bench, Call, DidNotReturn, some
+from mqlab.exercises.engine.exercise import Exercise, Incorrect
 
 BY_HAND = "A task into a queue, by hand"
 CONFIRMS = "The step that is not there at all"

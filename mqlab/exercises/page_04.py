@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mqlab.errors import MqlabError
-from mqlab.exercises.bench import Bench, some
-from mqlab.exercises.exercise import Exercise, Incorrect
-from mqlab.exercises.shift import (
+from mqlab.exercises.engine.bench import Bench, some
+from mqlab.exercises.engine.exercise import Exercise, Incorrect
+from mqlab.exercises.rules.working import (
     OWNER,
     TIMEOUT_S,
     Shift,

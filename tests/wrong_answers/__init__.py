@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mqlab.exercises.exercise import Exercise
+from mqlab.exercises.engine.exercise import Exercise
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Wrong answers of page 02: predictions that forget the line, the report, or the second handler."""
 
 from mqlab.exercises.page_02 import ex1, ex2
-from mqlab.experiment import run_waiting_clients
+from mqlab.measure.runs import run_waiting_clients
 from tests.wrong_answers import wrong
 
 

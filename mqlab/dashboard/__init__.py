@@ -1,0 +1,1 @@
+"""The live dashboard of one queue: ``from mqlab import Dashboard``."""

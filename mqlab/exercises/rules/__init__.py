@@ -1,0 +1,1 @@
+"""What is wrong in any publisher or worker, as rules with evidence that every page shares."""

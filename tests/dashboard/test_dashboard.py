@@ -1,0 +1,376 @@
+"""The dashboard: its buttons by click, their effect as the broker tells it, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import re
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pika
+import psutil
+import pytest
+
+from mqlab import BackgroundConsumer, Dashboard, Producer
+from mqlab import dashboard as drawing
+from mqlab.measure import plots
+from mqlab.settings import Settings
+from tests.conftest import PrivateBroker
+from tests.helpers import assert_depth, consumers, depth, eventually, free_port, raw_channel
+from tests.test_kernel import Kernel, kernel  # noqa: F401  (a fixture)
+
+Open = Callable[..., Dashboard]
+
+
+@pytest.fixture
+def open_dashboard(broker_settings: Settings, queue: str) -> Iterator[Open]:
+    opened: list[Dashboard] = []
+
+    def open_it(**options: Any) -> Dashboard:
+        opened.append(Dashboard(queue, **{"settings": broker_settings} | options))
+        return opened[-1]
+
+    yield open_it
+    for each in opened:
+        each.close()
+
+
+def click(dashboard: Dashboard, *names: str) -> None:
+    for name in names:
+        dashboard.buttons[name].click()
+
+
+def said(dashboard: Dashboard) -> str:
+    return "\n".join(text for _, text in dashboard.state().troubles)
+
+
+def text(dashboard: Dashboard) -> str:
+    """The sentence that says the state."""
+    return html.unescape(re.sub("<[^>]*>", "", dashboard._sentence.value))
+
+
+def picture(dashboard: Dashboard) -> str:
+    drawn: str = dashboard._picture.value
+    return drawn
+
+
+def workers_of(dashboard: Dashboard) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # a zombie, of another test's broker
+            if {"work", "--events", dashboard.queue} <= set(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def exists(settings: Settings, queue: str) -> bool:
+    with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
+        return depth(settings, queue) >= 0
+    return False
+
+
+def test_its_buttons_send_and_start_and_stop_workers(
+    open_dashboard: Open,
+    broker_settings: Settings,
+    queue: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    dashboard = open_dashboard(task_s=0.2)
+    state = dashboard.state
+    assert state().ready is None
+    assert "No such queue yet" in text(dashboard)
+    assert not exists(broker_settings, queue), "watching has declared the queue"
+
+    click(dashboard, "send-10", "send-1")
+    eventually(lambda: state().ready == 11)
+    assert_depth(broker_settings, queue, 11)
+    assert state().sent_per_s
+
+    click(dashboard, "start-worker", "start-worker")
+    eventually(lambda: state().workers == 2)
+    assert consumers(broker_settings, queue) == 2
+    eventually(lambda: state().done == 11)
+    eventually(lambda: (state().ready, state().unacked) == (0, 0))
+    assert depth(broker_settings, queue) == 0
+    assert state().done_per_s
+    tasks = [task for lane in state().lanes for task in lane.tasks]
+    assert {task.outcome for task in tasks} == {"done"}
+    assert sorted(task.data for task in tasks) == sorted(f"report {n}" for n in range(1, 12))
+
+    click(dashboard, "stop-worker")
+    eventually(lambda: state().workers == 1)
+    assert consumers(broker_settings, queue) == 1
+    click(dashboard, "stop-worker")
+    eventually(lambda: state().workers == 0)
+    assert consumers(broker_settings, queue) == 0
+    assert said(dashboard) == ""
+    eventually(lambda: re.search(r"0 ready, 0 unacked, 0 workers, 11 done\.", text(dashboard)))
+    click(dashboard, "stop-worker", "kill-worker", "cut")
+    eventually(lambda: said(dashboard).count("There is no") == 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_worker_that_is_stopped_finishes_its_task_and_one_that_is_killed_does_not(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    dashboard = open_dashboard(task_s=2.0)
+    click(dashboard, "send-1", "start-worker")
+    [lane] = eventually(lambda: [lane for lane in dashboard.state().lanes if lane.working])
+    assert lane.expected_s == 2.0
+    click(dashboard, "stop-worker")
+    eventually(lambda: dashboard.state().workers == 0)
+    assert dashboard.state().done == 1
+
+    click(dashboard, "send-1", "start-worker")
+    eventually(lambda: dashboard.state().unacked == 1)
+    [process] = workers_of(dashboard)
+    click(dashboard, "kill-worker")
+    eventually(lambda: dashboard.state().workers == 0)
+    assert not process.is_running()
+    assert_depth(broker_settings, queue, 1)
+    assert dashboard.state().done == 1
+    assert "Worker 2 was killed" in said(dashboard)
+    assert "Task 'report 2' was not acknowledged, so it went back to the queue." in said(dashboard)
+    assert dashboard.state().lanes[-1].tasks[-1].outcome == "lost"
+
+    click(dashboard, "start-worker")
+    eventually(lambda: "'report 2' came again (redelivered), to worker 3" in said(dashboard))
+    eventually(lambda: dashboard.state().done == 2)
+
+
+def test_a_cut_is_the_brokers_and_meets_the_consumers_of_others_too(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    dashboard = open_dashboard(task_s=30.0)
+    with Producer(queue, settings=broker_settings) as producer:
+        producer.send_many(range(3))
+    with (
+        contextlib.suppress(pika.exceptions.ConnectionClosedByBroker),
+        raw_channel(broker_settings) as channel,
+    ):
+        channel.basic_qos(prefetch_count=2)
+        channel.basic_consume(queue, lambda *_delivery: None)
+        # the management page is told of the stranger's deliveries some seconds late
+        eventually(lambda: dashboard.state().unacked == 2 or channel.connection.sleep(0.1))
+        assert not dashboard.state().unacked_is_exact
+        eventually(lambda: "1 ready, about 2 unacked, 1 worker (1 elsewhere)" in text(dashboard))
+        click(dashboard, "start-worker")
+        eventually(lambda: dashboard.state().workers == 2)
+        # and of the new worker's connection, too
+        click(dashboard, "cut")
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="320"):
+            channel.connection.sleep(15)
+    eventually(lambda: "told to close 2 connections" in said(dashboard))
+    # the worker is back, and what nobody has acknowledged was delivered to it again
+    eventually(lambda: dashboard.state().unacked == 1 and dashboard.state().ready == 2)
+    assert consumers(broker_settings, queue) == 1
+
+
+def test_it_does_without_the_management_page(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    dashboard = open_dashboard(settings=replace(broker_settings, management_url=nobody))
+    click(dashboard, "send-1")
+    eventually(lambda: dashboard.state().ready == 1)
+    assert dashboard.state().unacked == 0
+    with raw_channel(broker_settings) as channel:
+        channel.basic_consume(queue, lambda *_delivery: None)
+        eventually(lambda: dashboard.state().elsewhere == 1)
+        assert dashboard.state().unacked is None
+        assert dashboard.state().ready == 0
+        eventually(lambda: "? unacked" in text(dashboard))
+        click(dashboard, "cut")
+        eventually(lambda: f"page at {nobody} does not answer" in said(dashboard))
+        assert "Next: set MQLAB_MANAGEMENT_URL" in said(dashboard)
+
+
+def test_it_says_that_the_broker_is_away_and_recovers(
+    private_broker: Callable[[], PrivateBroker],
+) -> None:
+    broker = private_broker()
+    dashboard = Dashboard("tasks", settings=broker.settings, task_s=0.2)
+    try:
+        click(dashboard, "send-10", "start-worker")
+        eventually(lambda: dashboard.state().done)
+        broker.kill()
+        eventually(lambda: dashboard.state().problem)
+        eventually(lambda: "Next: python -m mqlab broker start" in text(dashboard))
+        broker.restart()
+        eventually(lambda: not dashboard.state().problem, 20)
+        eventually(lambda: dashboard.state().workers == 1)
+        # What a broker keeps that is killed is not the dashboard's business: docs/faults.md.
+        before = dashboard.state().done
+        click(dashboard, "send-10")
+        eventually(lambda: dashboard.state().done >= before + 10, 20)
+        eventually(lambda: dashboard.state().ready == dashboard.state().unacked == 0)
+        eventually(lambda: f"{dashboard.state().done} done" in text(dashboard))
+    finally:
+        dashboard.close()
+
+
+def test_what_is_said_again_takes_no_second_line(open_dashboard: Open) -> None:
+    dashboard = open_dashboard()
+    click(dashboard, "stop-worker", "stop-worker", "kill-worker", "stop-worker")
+    eventually(lambda: said(dashboard).count("to stop") == 2)
+    assert said(dashboard).count("\n") == 2
+
+
+def test_the_sentence_and_the_picture_are_of_the_same_moment(open_dashboard: Open) -> None:
+    dashboard = open_dashboard()
+    drawn: list[tuple[str, str]] = []
+    dashboard._picture.observe(lambda _: drawn.append((text(dashboard), picture(dashboard))))
+    click(dashboard, "send-10", "start-worker")
+    eventually(lambda: "1 unacked" in text(dashboard))
+    assert len({sentence for sentence, _ in drawn}) > 1
+    for sentence, picture_then in drawn:
+        assert f"aria-label='{html.escape(sentence, quote=True)}'" in picture_then
+
+
+def test_without_a_broker_it_opens_and_says_what_to_do(open_dashboard: Open) -> None:
+    dashboard = open_dashboard(settings=Settings(port=free_port()))
+    assert "No broker could be reached" in text(dashboard)
+    assert "Next: python -m mqlab broker start" in text(dashboard)
+    click(dashboard, "send-1", "start-worker")
+    eventually(lambda: "Worker 1 ended by itself: No broker could be reached" in said(dashboard))
+    # what was seen and what Send 1 met are the same words, and so one line
+    assert said(dashboard).count("No broker could be reached") == 2
+
+
+def test_a_queue_that_it_may_not_look_at_is_told_and_not_called_missing(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    with raw_channel(broker_settings) as channel:
+        channel.queue_declare(queue, exclusive=True)
+        dashboard = open_dashboard()
+        eventually(lambda: "RESOURCE_LOCKED" in dashboard.state().problem)
+    eventually(lambda: "No such queue yet" in text(dashboard))
+
+
+def test_a_consumer_of_the_same_kernel_has_a_lane_for_each_of_its_workers(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    dashboard = open_dashboard()
+    both = threading.Barrier(3, timeout=10)
+
+    def work(task: Any) -> None:
+        both.wait()
+        if task.data == "bad":
+            raise ValueError("a <b>bad</b> one")
+
+    with BackgroundConsumer(work, queue=queue, settings=broker_settings, workers=2, max_attempts=1):
+        with Producer(queue, settings=broker_settings) as producer:
+            producer.send_many(["<script>", "bad"])
+        eventually(lambda: sum(bool(lane.working) for lane in dashboard.state().lanes) == 2)
+        assert dashboard.state().workers == 2
+        assert dashboard.state().unacked == 2
+        assert dashboard.state().unacked_is_exact
+        eventually(lambda: "&lt;script&gt;" in picture(dashboard))
+        assert "<script>" not in picture(dashboard)
+        both.wait()
+        eventually(lambda: dashboard.state().unacked == 0)
+        eventually(lambda: f"is in {queue}.dead now: ValueError: a <b>bad</b>" in said(dashboard))
+    assert "<script>" not in picture(dashboard)
+    assert dashboard.state().done == 1
+    [svg] = re.findall(r"<svg role='img'.*</svg>(?=<div class='mqlab-legend')", picture(dashboard))
+    assert ET.fromstring(svg).get("aria-label")
+
+
+def test_closing_leaves_nothing_and_a_second_one_replaces_the_first(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    first = open_dashboard(task_s=30.0)
+    click(first, "send-1", "start-worker", "start-worker")
+    eventually(lambda: first.state().unacked == 1 and first.state().workers == 2)
+    [one, two] = workers_of(first)
+    words = [*one.cmdline(), *two.cmdline()]
+    assert not [word for word in words if broker_settings.password in word], "a command line tells"
+    second = open_dashboard()
+    assert "closed" in text(first)
+    assert not one.is_running()
+    assert not two.is_running()
+    assert consumers(broker_settings, queue) == 0
+    assert_depth(broker_settings, queue, 1)
+    eventually(lambda: second.state().ready == 1)
+    click(first, "send-1")
+    second.close()
+    second.close()
+    assert depth(broker_settings, queue) == 1
+    left = [thread.name for thread in threading.enumerate() if queue in thread.name]
+    assert left == []
+
+
+def test_when_nothing_happens_nothing_is_sent_to_the_browser(
+    open_dashboard: Open, broker_settings: Settings, queue: str
+) -> None:
+    with raw_channel(broker_settings) as channel:
+        channel.queue_declare(queue, durable=True)
+    dashboard = open_dashboard()
+    eventually(lambda: "0 ready" in text(dashboard) and "0 ready" in dashboard._told.value)
+    changes: list[object] = []
+    for widget in (*dashboard.view.children[2:], dashboard._told):
+        widget.observe(changes.append, "value")
+    looked_at = dashboard.state().at
+    eventually(lambda: dashboard.state().at > looked_at + 2)
+    assert changes == []
+    click(dashboard, "send-1")
+    eventually(lambda: changes)
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["restarted", "killed"])
+def test_a_kernel_that_ends_takes_its_dashboard_and_workers_along(
+    kernel: Kernel,  # noqa: F811
+    broker_settings: Settings,
+    queue: str,
+    now: bool,
+) -> None:
+    kernel.run(f"from mqlab import Dashboard; dashboard = Dashboard({queue!r}, task_s=30)")
+    assert kernel.run("dashboard") == f"Dashboard of {queue!r}"
+    kernel.run("for name in ('send-1', 'start-worker'): dashboard.buttons[name].click()")
+    unacked = "import time\nwhile not dashboard.state().unacked: time.sleep(0.1)"
+    kernel.run(unacked)
+    worker = psutil.Process(int(kernel.run("print(dashboard._watch.workers[0].pid)")))
+    # an interrupt goes to all processes of the kernel's group, and is not meant for the worker
+    message_id = kernel.begin("print('waiting', flush=True); time.sleep(60)")
+    kernel.wait_for_output()
+    kernel.manager.interrupt_kernel()
+    kernel.finish(message_id)
+    assert consumers(broker_settings, queue) == 1
+    kernel.manager.restart_kernel(now=now)
+    eventually(lambda: not worker.is_running())
+    eventually(lambda: consumers(broker_settings, queue) == 0)
+    assert_depth(broker_settings, queue, 1)
+
+
+def test_a_button_works_while_a_cell_runs(
+    kernel: Kernel,  # noqa: F811
+    broker_settings: Settings,
+    queue: str,
+) -> None:
+    kernel.run(f"from mqlab import Dashboard; dashboard = Dashboard({queue!r})")
+    comm_id = kernel.run("print(dashboard.buttons['send-10'].comm.comm_id)").strip()
+    client = kernel.client
+    # What JupyterLab does: it asks for a subshell, and names it in the messages of widgets.
+    client.control_channel.send(client.session.msg("create_subshell_request", {}))
+    subshell = client.get_control_msg(timeout=10)["content"]["subshell_id"]
+    message_id = kernel.begin("print('busy', flush=True); import time; time.sleep(60)")
+    kernel.wait_for_output()
+    data = {"method": "custom", "content": {"event": "click"}}
+    press = client.session.msg("comm_msg", {"comm_id": comm_id, "data": data})
+    press["header"]["subshell_id"] = subshell
+    client.shell_channel.send(press)
+    eventually(lambda: exists(broker_settings, queue) and depth(broker_settings, queue) == 10)
+    kernel.manager.interrupt_kernel()
+    assert kernel.finish(message_id)[1].startswith("KeyboardInterrupt")
+
+
+def test_it_looks_as_plots_does_and_prints_as_a_constant(open_dashboard: Open, queue: str) -> None:
+    dashboard = open_dashboard()
+    assert (drawing.ACCENT, drawing.GREY) == (plots.ACCENT, plots.GREY)
+    assert dashboard._repr_mimebundle_()["text/plain"] == f"Dashboard of {queue!r}"
+    for button in dashboard.buttons.values():
+        assert button.tooltip
