@@ -1,7 +1,6 @@
 """Reading the dead queue, and sending what is in it back to work.
 
 The consumer moves there what is no task, or has failed too often, and notes why in the headers.
-Moving is left to ``consumer``; here a plain pika connection reads, and moves back.
 """
 
 from __future__ import annotations
@@ -12,14 +11,25 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import pika
 import pika.exceptions
 
-from mqlab.connection import explain
-from mqlab.consumer import ATTEMPTS_HEADER, HEADER_PREFIX, REASON_HEADER
-from mqlab.errors import Unroutable
+from mqlab._explain import broker_words, explain
+from mqlab._inbox import ATTEMPTS_HEADER, HEADER_PREFIX, REASON_HEADER, WORKER_HEADER
+from mqlab._mover import NACKED
+from mqlab._pika import blocking_connection
+from mqlab.arguments import check_count, check_queue, check_seconds
+from mqlab.errors import (
+    OutcomeUnknown,
+    QueueRefused,
+    Rejected,
+    Unroutable,
+    printable,
+)
 from mqlab.settings import Settings
 from mqlab.task import QUEUE
+
+HEARTBEAT_S = 5
+"""Seconds; short, because nothing else notices here that the network has gone silent."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -33,9 +43,12 @@ class DeadMessage:
     body: bytes
 
     def __repr__(self) -> str:
-        shown = self.body[:60].decode(errors="replace") + "…" * (len(self.body) > 60)
-        tried = f"{self.attempts} attempt{'s' * (self.attempts != 1)}, {self.worker}"
-        return f"{self.task_id or '(no id)'}  {self.reason}\n    {tried}: {shown}"
+        body = printable(self.body[:60].decode(errors="replace")) + "…" * (len(self.body) > 60)
+        tried = ""
+        if self.attempts is not None:
+            tried = f"{self.attempts} attempt{'s' * (self.attempts != 1)}, "
+        task_id, reason = printable(self.task_id or "(no id)"), printable(self.reason)
+        return f"{task_id}  {reason}\n    {tried}{printable(self.worker)}: {body}"
 
 
 def list_dead(
@@ -43,58 +56,109 @@ def list_dead(
 ) -> list[DeadMessage]:
     """Read at most ``limit`` messages of the dead queue of ``queue``, and leave them there.
 
-    Raises ConnectError or AccessRefused. A dead queue that does not exist is empty.
+    Raises ConnectError, AccessRefused or QueueRefused, and SettingsError for an argument that
+    cannot be used. A dead queue that does not exist is empty.
     """
-    with _channel(settings) as channel:
+    dead_queue = f"{check_queue(queue, suffix='.dead', declare=False)}.dead"
+    check_count("limit", limit, 0, 1_000_000)
+    with _channel(settings, dead_queue) as channel:
         # Nothing is acked, so the broker puts all back when the channel closes.
-        return [_read(*message) for message in _take(channel, f"{queue}.dead", limit)]
+        return [_read(*message) for message in _take(channel, dead_queue, limit)]
 
 
 def requeue_dead(
-    queue: str = QUEUE, *, settings: Settings | None = None, task_id: str | None = None
+    queue: str = QUEUE,
+    *,
+    settings: Settings | None = None,
+    task_id: str | None = None,
+    timeout_s: float = 10.0,
 ) -> int:
     """Send the messages of the dead queue back to ``queue``; return how many.
 
-    With ``task_id``, which may be its beginning, only those. The count of attempts begins anew.
+    With ``task_id``, which may be its beginning, only those. The count of attempts starts again.
     Each is acked only after the broker has confirmed the copy: interrupted, there may be two, never
-    none. Raises ConnectError or AccessRefused, and Unroutable if ``queue`` does not exist.
+    none. ``timeout_s`` bounds how long the broker may block a message (a resource alarm); a silent
+    network is noticed within about 15 s. Raises what ``list_dead`` raises, Unroutable if ``queue``
+    does not exist, Rejected if it is full, OutcomeUnknown if a confirm did not come; each says how
+    many were moved before.
     """
+    dead_queue = f"{check_queue(queue, suffix='.dead', declare=False)}.dead"
+    bound_s = check_seconds("timeout_s", timeout_s)
     moved = 0
-    with _channel(settings) as channel:
-        channel.confirm_delivery()
-        for method, properties, body in _take(channel, f"{queue}.dead"):
-            if not (properties.message_id or "").startswith(task_id or ""):
-                continue  # not acked: it stays
-            try:
-                channel.basic_publish("", queue, body, _unmarked(properties), mandatory=True)
-            except pika.exceptions.UnroutableError as error:
-                raise Unroutable(
-                    f"There is no queue {queue!r} to send the dead back to.",
-                    why="it was deleted, or the name is another one",
-                    fix=f"start its consumer first: python -m mqlab work --queue {queue}",
-                ) from error
-            channel.basic_ack(method.delivery_tag)
-            moved += 1
+
+    def so_far(what: str) -> str:
+        return f"{what} {moved} message{'s' * (moved != 1)} had been sent back to {queue!r} before."
+
+    try:
+        with _channel(settings, dead_queue, bound_s) as channel:
+            channel.confirm_delivery()
+            for method, properties, body in _take(channel, dead_queue):
+                if not (properties.message_id or "").startswith(task_id or ""):
+                    continue  # not acked: it stays
+                channel.basic_publish("", queue, body, _unmark(properties), mandatory=True)
+                channel.basic_ack(method.delivery_tag)
+                moved += 1
+    except pika.exceptions.UnroutableError as error:
+        raise Unroutable(
+            so_far(f"There is no queue {queue!r} to send the dead back to."),
+            why="it was deleted, or the name is another one",
+            fix=f"start its consumer first: python -m mqlab work --queue {queue}",
+        ) from error
+    except pika.exceptions.NackError as error:
+        raise Rejected(
+            so_far(f"The queue {queue!r} refused a message, which stays in the dead queue."),
+            why=NACKED,
+            fix="run it again when there is room in the queue",
+        ) from error
+    except pika.exceptions.ConnectionBlockedTimeout as error:
+        raise OutcomeUnknown(
+            so_far(f"The broker blocked publishers for {bound_s:g} s."),
+            why="a resource alarm: its memory or its disk is full; the last message is still in "
+            "the dead queue, and may arrive in the queue as well when the alarm clears",
+            fix="python -m mqlab doctor shows the disk; run it again when there is room",
+        ) from error
+    except QueueRefused as error:
+        raise QueueRefused(so_far(error.what), why=error.why, fix=error.fix) from error
+    except (pika.exceptions.AMQPError, OSError) as error:
+        raise OutcomeUnknown(
+            so_far("The connection was lost."),
+            why="the last message is still in the dead queue, and may be in the queue as well",
+            fix="python -m mqlab broker status, then run it again",
+        ) from error
     return moved
 
 
 @contextmanager
-def _channel(settings: Settings | None) -> Iterator[Any]:
+def _channel(settings: Settings | None, queue: str, blocked_s: float = 10.0) -> Iterator[Any]:
     settings = settings or Settings.from_env()
+    parameters = settings.parameters(
+        name="mqlab dead",
+        heartbeat=HEARTBEAT_S,
+        blocked_connection_timeout=max(0.001, blocked_s),
+    )
     try:
-        connection = pika.BlockingConnection(settings.parameters(name="mqlab dead"))
+        connection = blocking_connection(parameters)
     except (pika.exceptions.AMQPError, OSError) as error:
         raise explain(error, settings) from error
     with connection:
-        yield connection.channel()
+        try:
+            yield connection.channel()
+        except pika.exceptions.ChannelClosedByBroker as error:
+            raise QueueRefused(
+                f"The broker refused access to {queue!r}.",
+                why=broker_words(error),
+                fix="grant the right on this virtual host (management UI, Admin, the user)",
+            ) from error
 
 
 def _take(channel: Any, queue: str, limit: int | None = None) -> Iterator[tuple[Any, Any, bytes]]:
-    """Give the messages that are in the queue now: one that dies again meanwhile is not met."""
+    """Give the messages that are in the queue now; one that is dead-lettered meanwhile is not."""
     try:
         count = channel.queue_declare(queue, passive=True).method.message_count
-    except pika.exceptions.ChannelClosedByBroker:  # 404: nothing has died yet
-        return
+    except pika.exceptions.ChannelClosedByBroker as error:
+        if error.reply_code == 404:  # nothing was dead-lettered yet
+            return
+        raise
     for _ in range(count if limit is None else min(count, limit)):
         method, properties, body = channel.basic_get(queue)
         if method is None:
@@ -104,16 +168,17 @@ def _take(channel: Any, queue: str, limit: int | None = None) -> Iterator[tuple[
 
 def _read(_method: Any, properties: Any, body: bytes) -> DeadMessage:
     headers = properties.headers or {}
+    attempts = headers.get(ATTEMPTS_HEADER)
     return DeadMessage(
         task_id=properties.message_id,
         reason=str(headers.get(REASON_HEADER, "(no reason noted)")),
-        attempts=headers.get(ATTEMPTS_HEADER),
-        worker=str(headers.get("mqlab-worker", "unknown worker")),
+        attempts=attempts if isinstance(attempts, int) else None,
+        worker=str(headers.get(WORKER_HEADER, "unknown worker")),
         body=body,
     )
 
 
-def _unmarked(properties: Any) -> Any:
+def _unmark(properties: Any) -> Any:
     headers = {
         name: value
         for name, value in (properties.headers or {}).items()

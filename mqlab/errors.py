@@ -1,21 +1,22 @@
 """Every error that mqlab raises, in one tree.
 
     MqlabError
-    ├── SettingsError        a setting cannot be used: AMQP_URL, a port, a queue name
+    ├── SettingsError        a setting or an argument cannot be used: AMQP_URL, a queue name
     ├── TaskError            a task, or a message body, that is not valid (also a ValueError)
     ├── BrokerError          a broker could not be found, started or stopped
     │   ├── NoBrokerFound    none of the ways to get a broker works on this machine
     │   ├── PortTaken        something else listens on the port
     │   └── StartFailed      the broker was started and did not become ready
-    ├── ConnectError         nothing at that address completes an AMQP handshake
+    ├── ConnectError         no AMQP handshake could be completed at that address
     │   └── AccessRefused    the broker answered, and refused the user, password or virtual host
-    ├── QueueMismatch        the queue exists with other properties than the ones asked for
-    ├── SendError            a task that is certainly not in a queue
+    ├── QueueRefused         the broker closed the channel: it refuses what was asked of the queue
+    │   └── QueueMismatch    the queue exists with other properties than the ones asked for
+    ├── SendError            a task that was not accepted
     │   ├── Unroutable       the exchange had no queue for the routing key (basic.return)
-    │   ├── Rejected         the broker answered basic.nack
+    │   ├── Rejected         the broker refused the message: basic.nack, or a closed channel
     │   └── NotSent          the time was up before the message was given to the network
     ├── OutcomeUnknown       the message was given to the network, and no confirm came in time
-    ├── ConsumerError        the background consumer has stopped by itself
+    ├── ConsumerError        the background consumer cannot be used like this, or has failed
     └── WaitTimeout          a bounded wait ended first (also a TimeoutError)
 
 Each one says what happened, the likely reason, and what to do next.
@@ -23,6 +24,9 @@ The pika error, where there is one, stays chained as ``__cause__``.
 """
 
 from collections.abc import Mapping
+from typing import Literal
+
+SendOutcome = Literal["unroutable", "rejected", "not sent", "unknown"]
 
 
 class MqlabError(Exception):
@@ -42,7 +46,7 @@ class MqlabError(Exception):
 
 
 class SettingsError(MqlabError):
-    """A setting cannot be used."""
+    """A setting or an argument cannot be used."""
 
 
 class TaskError(MqlabError, ValueError):
@@ -66,32 +70,41 @@ class StartFailed(BrokerError):
 
 
 class ConnectError(MqlabError):
-    """Nothing at that address completes an AMQP handshake."""
+    """No AMQP handshake could be completed at that address."""
 
 
 class AccessRefused(ConnectError):
     """The broker answered, and refused the user, the password or the virtual host."""
 
 
-class QueueMismatch(MqlabError):
+class QueueRefused(MqlabError):
+    """The broker closed the channel: it refuses what was asked of the queue, or of its messages."""
+
+
+class QueueMismatch(QueueRefused):
     """The queue exists with other properties than the ones asked for."""
 
 
 class _TaskOutcomes(MqlabError):
-    """Shared by the errors of sending: ``outcomes`` tells what became of each task not confirmed.
+    """Shared by the errors of sending: ``outcomes`` has one entry for each task not confirmed.
 
     Its keys are task ids; its values ``unroutable``, ``rejected``, ``not sent`` or ``unknown``.
     """
 
     def __init__(
-        self, what: str, *, why: str = "", fix: str = "", outcomes: Mapping[str, str] | None = None
+        self,
+        what: str,
+        *,
+        why: str = "",
+        fix: str = "",
+        outcomes: Mapping[str, SendOutcome] | None = None,
     ) -> None:
         super().__init__(what, why=why, fix=fix)
-        self.outcomes = dict(outcomes or {})
+        self.outcomes: dict[str, SendOutcome] = dict(outcomes or {})
 
 
 class SendError(_TaskOutcomes):
-    """A task that is certainly not in a queue."""
+    """A task that the broker did not accept."""
 
 
 class Unroutable(SendError):
@@ -99,7 +112,7 @@ class Unroutable(SendError):
 
 
 class Rejected(SendError):
-    """The broker answered basic.nack: it did not take responsibility for the message."""
+    """The broker refused the message: it sent basic.nack, or closed the channel because of it."""
 
 
 class NotSent(SendError):
@@ -109,13 +122,32 @@ class NotSent(SendError):
 class OutcomeUnknown(_TaskOutcomes):
     """The message was given to the network, and no confirm came in time.
 
-    It may be in the queue now, arrive later, or never: sending it again may make it two.
+    It may be in the queue now, arrive later, or never: sending it again may duplicate it.
     """
 
 
 class ConsumerError(MqlabError):
-    """The background consumer has stopped by itself."""
+    """The background consumer cannot be used like this, or has failed."""
 
 
 class WaitTimeout(MqlabError, TimeoutError):
     """A bounded wait ended before what it waited for."""
+
+
+def describe(error: BaseException, limit: int = 500) -> str:
+    """Name an exception in one line that UTF-8 can encode, even one whose own text cannot be made.
+
+    ``limit`` is in characters.
+    """
+    try:
+        text = str(error)
+    except BaseException:  # a handler's exception may do anything
+        text = "(its text could not be made)"
+    name = getattr(type(error), "__name__", "Exception")
+    line = f"{name}: {text}" if text else f"{name}"
+    return line[:limit].encode("utf-8", "backslashreplace").decode().strip()
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal might obey, or cannot show: control characters, lone surrogates."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

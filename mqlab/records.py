@@ -1,14 +1,15 @@
-"""What sending and consuming give back: plain records that print themselves as a sentence.
-
-They hold times, counts and ids, and do nothing. ``producer`` and ``consumer`` fill them in.
-"""
+"""What sending and consuming return: plain records that print themselves as a sentence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mqlab.errors import MqlabError
+
+ProducerState = Literal["connected", "reconnecting", "closed", "failed"]
+ConsumerState = Literal["new", "running", "reconnecting", "stopped", "failed"]
+Outcome = Literal["done", "retry", "dead", "lost"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -17,7 +18,7 @@ class SendRecord:
 
     ``connect_s`` and ``declare_s`` are 0.0 on a connection that was open already. ``publish_s``
     ends when the message is handed to the network, ``confirm_s`` when the caller knows.
-    ``repeated`` counts the times it was published again because a connection was lost.
+    ``repeated`` counts the times it was published again because a channel was lost.
     """
 
     task_id: str
@@ -32,14 +33,14 @@ class SendRecord:
 
     @property
     def wait_s(self) -> float:
-        """All that the caller waited, in seconds."""
+        """Seconds that the caller waited in all."""
         return self.connect_s + self.declare_s + self.publish_s + self.confirm_s
 
     def __repr__(self) -> str:
         stages = ("connect", "declare", "publish", "confirm")
         seconds = {stage: getattr(self, f"{stage}_s") for stage in stages}
         times = ", ".join(f"{stage} {s * 1000:.2f} ms" for stage, s in seconds.items() if s)
-        again = f", repeated {self.repeated} times" if self.repeated else ""
+        again = f", repeated {_times(self.repeated)}" if self.repeated else ""
         return (
             f"Task {self.task_id[:8]} confirmed after {self.wait_s * 1000:.2f} ms: {times}{again}"
         )
@@ -61,23 +62,30 @@ class SendManyRecord:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ProducerStatus:
-    """What the producer is doing: ``state`` is connected, reconnecting, closed or failed."""
+    """What the producer is doing.
 
-    state: str
+    ``waiting`` messages have no outcome yet; ``blocked`` is the reason of a resource alarm;
+    ``trouble`` is why the channel was last lost, in the broker's words where it gave any, and empty
+    again when something works; ``error`` is what ended a producer that has failed.
+    """
+
+    state: ProducerState
     queue: str
     sent: int
     waiting: int
     repeated: int
     reconnected: int
     blocked: str | None
+    trouble: str
     error: MqlabError | None
 
     def __repr__(self) -> str:
         text = f"{self.state}, sending to {self.queue!r}: {self.sent} sent"
         for count, name in ((self.waiting, "waiting"), (self.repeated, "repeated")):
             text += f", {count} {name}" * bool(count)
-        text += f", reconnected {self.reconnected} times" * bool(self.reconnected)
+        text += f", reconnected {_times(self.reconnected)}" * bool(self.reconnected)
         text += f", blocked by the broker: {self.blocked}" if self.blocked else ""
+        text += f", in trouble: {self.trouble}" if self.trouble else ""
         return text + (f"\n{self.error}" if self.error else "")
 
 
@@ -86,9 +94,10 @@ class TaskRecord:
     """What became of one delivery. Times are seconds since 1970, None until they are known.
 
     ``outcome`` is ``done``, ``retry`` (it failed and went back to the queue for another attempt),
-    ``dead`` (it is in the dead queue) or ``lost`` (the connection was lost before the ack, so the
-    broker delivers it again). ``attempt`` counts from 1; ``redelivered`` is the broker's flag.
-    ``acked_at`` is when the ack was handed to the network; the broker does not confirm an ack.
+    ``dead`` (it is in the dead queue) or ``lost`` (the channel was lost before the ack, so the
+    broker delivers it again; ``error`` says why). ``attempt`` counts from 1; ``redelivered`` is the
+    broker's flag. ``acked_at`` is when the ack was handed to the network; the broker does not
+    confirm an ack. Of old records, large data and results are not kept.
     """
 
     task_id: str | None
@@ -101,7 +110,7 @@ class TaskRecord:
     started_at: float | None = None
     finished_at: float | None = None
     acked_at: float | None = None
-    outcome: str | None = None
+    outcome: Outcome | None = None
     result: Any = None
     error: str | None = None
 
@@ -118,12 +127,14 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ConsumerStatus:
-    """What the consumer is doing: ``state`` is running, reconnecting, stopped or failed.
+    """What the consumer is doing.
 
     ``prefetched`` deliveries are here and wait for a worker, ``working`` are being worked on.
+    ``trouble`` is what keeps something from working, in the broker's words where it gave any, and
+    empty again when it works; ``error`` is what ended a consumer that has failed.
     """
 
-    state: str
+    state: ConsumerState
     queue: str
     workers: int
     prefetched: int
@@ -134,6 +145,7 @@ class ConsumerStatus:
     lost: int
     redelivered: int
     reconnected: int
+    trouble: str
     error: MqlabError | None
 
     def __repr__(self) -> str:
@@ -141,13 +153,15 @@ class ConsumerStatus:
         text = f"{self.state}, {self.workers} worker{'s' * (self.workers != 1)} on {self.queue!r}: "
         parts = [f"{n} {name}" for name in counted if (n := getattr(self, name)) or name == "done"]
         if self.reconnected:
-            parts.append(f"reconnected {self.reconnected} times")
+            parts.append(f"reconnected {_times(self.reconnected)}")
+        if self.trouble:
+            parts.append(f"in trouble: {self.trouble}")
         return text + ", ".join(parts) + (f"\n{self.error}" if self.error else "")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StopReport:
-    """What ``stop`` left: tasks done in all, and the ids of those that the broker gets back."""
+    """What ``stop`` left: tasks done in all, and the ids of those that went back to the queue."""
 
     done: int
     returned: tuple[str, ...]
@@ -156,15 +170,19 @@ class StopReport:
     def __repr__(self) -> str:
         lines = [f"Stopped. {self.done} task{'s' * (self.done != 1)} done."]
         if self.returned:
-            lines.append(f"Back in the queue, not started: {_short(self.returned)}.")
+            lines.append(f"Back in the queue, not started: {_list_ids(self.returned)}.")
         if self.may_run_twice:
             lines.append(
-                f"Still being worked on, and back in the queue: {_short(self.may_run_twice)}."
+                f"Still being worked on, and back in the queue: {_list_ids(self.may_run_twice)}."
                 " These may run twice."
             )
         return "\n".join(lines)
 
 
-def _short(task_ids: tuple[str, ...]) -> str:
+def _list_ids(task_ids: tuple[str, ...]) -> str:
     more = f" and {len(task_ids) - 5} more" if len(task_ids) > 5 else ""
     return ", ".join(task_id[:8] for task_id in task_ids[:5]) + more
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

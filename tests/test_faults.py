@@ -350,25 +350,28 @@ STEPS = {  # where the worker is killed -> copies in the queue, in the dead queu
 MOVER = """
 import os, sys, threading
 from mqlab import BackgroundConsumer
+from mqlab._inbox import Inbox
+from mqlab._mover import Mover
 queue, step = sys.argv[1:]
+move, on_confirm, ack = Mover.move, Mover._on_confirm, Inbox._ack
 def die():
     os.kill(os.getpid(), 9)
-class Doomed(BackgroundConsumer):
-    def _move(self, delivery, target):
-        if step == "before the copy":
-            die()
-        super()._move(delivery, target)
-    def _on_confirm(self, frame):
-        if step == "before its confirm is read":
-            die()
-        super()._on_confirm(frame)
-    def _ack(self, deliveries):
-        if deliveries and step == "before the ack":
-            die()
-        super()._ack(deliveries)
-        if deliveries and step == "after the ack":
-            self._connection.run_later(0.1, die)
-Doomed(lambda task: None, queue=queue).start()
+def doomed_move(self, what):
+    if step == "before the copy":
+        die()
+    move(self, what)
+def doomed_on_confirm(self, channel, frame):
+    if step == "before its confirm is read":
+        die()
+    on_confirm(self, channel, frame)
+def doomed_ack(self, deliveries):
+    if deliveries and step == "before the ack":
+        die()
+    ack(self, deliveries)
+    if deliveries and step == "after the ack":
+        self.connection.run_later(0.1, die)
+Mover.move, Mover._on_confirm, Inbox._ack = doomed_move, doomed_on_confirm, doomed_ack
+BackgroundConsumer(lambda task: None, queue=queue).start()
 threading.Event().wait(20)
 """
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mqlab import Producer, send_task_to_queue
+from mqlab._outbox import WINDOW, Outbox
 from mqlab.errors import (
     AccessRefused,
     MqlabError,
@@ -20,7 +21,6 @@ from mqlab.errors import (
     Unroutable,
 )
 from mqlab.exercises.engine.wire import Proxy
-from mqlab.producer import WINDOW
 from mqlab.settings import Settings
 from tests.helpers import (
     assert_depth,
@@ -75,19 +75,20 @@ def test_send_many_confirms_all_in_order(broker_settings: Settings, queue: str) 
 
 
 def test_the_window_bounds_what_is_unconfirmed_and_reopens_for_a_whole_block(
-    broker_settings: Settings, queue: str
+    broker_settings: Settings, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_flight, blocks = [], []
+    drain = Outbox.drain
 
-    class Watched(Producer):
-        def _drain(self) -> None:
-            before = len(self._in_flight)
-            super()._drain()
-            in_flight.append(len(self._in_flight))
-            if len(self._in_flight) > before:
-                blocks.append(len(self._in_flight) - before)
+    def watched(outbox: Outbox) -> None:
+        before = len(outbox._in_flight)
+        drain(outbox)
+        in_flight.append(len(outbox._in_flight))
+        if len(outbox._in_flight) > before:
+            blocks.append(len(outbox._in_flight) - before)
 
-    with Watched(queue, settings=broker_settings) as producer:
+    monkeypatch.setattr(Outbox, "drain", watched)
+    with Producer(queue, settings=broker_settings) as producer:
         producer.send_many(range(10 * WINDOW))
     assert WINDOW // 2 <= max(in_flight) <= WINDOW
     assert sum(blocks) == 10 * WINDOW

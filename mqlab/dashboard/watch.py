@@ -249,7 +249,7 @@ class QueueWatch:
             name=f"mqlab dashboard of {self.queue}",
             on_channel=self._on_channel,
             on_lost=self._on_lost,
-            on_failed=lambda _error: None,
+            on_ended=lambda _error: None,
         )
         try:
             connection.open(timeout_s=5.0)

@@ -24,10 +24,8 @@ from typing import Any
 import pika
 import pika.exceptions
 
-from mqlab import connection as connections
-from mqlab import consumer as consumers
-from mqlab.connection import handshake
-from mqlab.errors import MqlabError
+from mqlab.connection import handshake, open_connections
+from mqlab.consumer import running_consumers
 from mqlab.exercises.engine.exercise import Incorrect, NotAttempted, NotChecked
 from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
@@ -200,8 +198,8 @@ class Bench:
         self._url_before = os.environ.get("AMQP_URL")
         os.environ["AMQP_URL"] = self._proxy.settings.url
         self._hook_before, threading.excepthook = threading.excepthook, self._note_thread_error
-        self._running_before = set(consumers._running.values())
-        self._open_before = set(connections._open_connections)
+        self._running_before = set(running_consumers())
+        self._open_before = set(open_connections())
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -298,12 +296,11 @@ class Bench:
         return end_threads([thread for called in self._calls for thread in called.threads])
 
     def _close_all(self) -> None:
-        for consumer in set(consumers._running.values()) - self._running_before:
+        for consumer in set(running_consumers()) - self._running_before:
             with contextlib.suppress(Exception):
                 consumer.stop(timeout_s=1.0)
-        for opened in set(connections._open_connections) - self._open_before:
-            if opened.close(timeout_s=1.0):  # who waits for an answer learns that none comes
-                opened._on_failed(MqlabError("The check has closed this connection."))
+        for opened in set(open_connections()) - self._open_before:
+            opened.abandon("The check has closed this connection.")
         self._cut_timer.cancel()
         self._proxy.close()
 

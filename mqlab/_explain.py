@@ -1,0 +1,131 @@
+"""What pika, the network or the broker said, as an error that says what to do next."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pika.exceptions
+
+from mqlab.errors import AccessRefused, ConnectError, QueueMismatch, QueueRefused
+from mqlab.settings import Settings
+
+START_A_BROKER = "python -m mqlab broker start   (python -m mqlab doctor shows what is wrong)"
+_FIXES = {
+    403: "grant the right on this virtual host (management UI, Admin, the user), "
+    "or use another queue",
+    404: "declare the queue first, or check its name",
+    405: "close the connection that has the queue exclusively, or use another queue name",
+    406: "use another queue name, or change what the broker's words point at",
+}
+
+
+def explain(error: BaseException, settings: Settings) -> ConnectError:
+    """Turn what pika or the network raised into a ConnectError, or an AccessRefused."""
+    causes = list(_causes(error))
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    text = "; ".join(dict.fromkeys(str(cause) for cause in causes if str(cause)))
+    words = broker_words(error)
+    address, fix = settings.address, START_A_BROKER
+    other_server = "it is another kind of server: the management UI is on 15673, AMQP on 5673"
+    set_port = "set the broker's AMQP port in MQLAB_AMQP_PORT or AMQP_URL"
+    what = f"No broker could be reached at {address}."
+    kind = ConnectError
+    # Only the broker's own words count: pika's "probable authentication error" is also what a
+    # connection cut in the middle of the handshake looks like.
+    if "ACCESS_REFUSED" in text:
+        kind = AccessRefused
+        what = f"The broker at {address} refused the login of user {settings.username!r}."
+        why = "the user or the password is wrong, or guest is used from another machine"
+        fix = "set AMQP_URL=amqp://user:password@host:port/vhost to a user that the broker knows"
+    elif "connection limit" in text or "number of connections" in text:
+        what = f"The broker at {address} accepts no more connections from you."
+        why = words or f"virtual host {settings.virtual_host!r}, or the user, is at its limit"
+        fix = "close some: restart the kernels that you do not need, and look for a loop"
+    elif "NOT_ALLOWED" in text and ("vhost" in text or "virtual host" in text):
+        kind = AccessRefused
+        vhost = settings.virtual_host
+        what = f"The broker at {address} refused the virtual host {vhost!r}."
+        why = f"it does not exist, or user {settings.username!r} has no permission on it"
+        fix = "set the virtual host at the end of AMQP_URL, or have it created on the broker"
+    elif any_is(socket.gaierror):
+        what = f"The name {settings.host!r} cannot be found."
+        why, fix = "a typing error in AMQP_URL, or no network", "check the host in AMQP_URL"
+    elif any_is(ConnectionRefusedError):
+        why = "nothing listens there: the broker is not started, or it is on another port"
+    elif "certificate required" in text.lower().replace("_", " ") or "HANDSHAKE_FAILURE" in text:
+        what = f"The broker at {address} demands a client certificate."
+        why, fix = text, "use a listener that does not, or connect with a certificate through pika"
+    elif "CERTIFICATE_VERIFY_FAILED" in text:
+        what = f"The certificate of the broker at {address} could not be verified."
+        why, fix = text, "use the host name that is in the certificate, and a CA that signed it"
+    elif any_is(pika.exceptions.IncompatibleProtocolError):
+        what, why, fix = f"What answers at {address} is not an AMQP broker.", other_server, set_port
+    elif "Timeout" in text or any("Timeout" in type(cause).__name__ for cause in causes):
+        what = f"What listens at {address} did not complete an AMQP handshake in time."
+        why, fix = f"the host is out of reach, or {other_server}", set_port
+    elif words:
+        what, why = f"The broker at {address} closed the connection.", words
+        fix = "look up its words in the broker's log: python -m mqlab broker logs"
+    else:
+        why = f"the connection was lost ({text or type(error).__name__})"
+    explained = kind(what, why=why, fix=fix)
+    explained.__cause__ = error
+    return explained
+
+
+def explain_refusal(reason: Any, name: str) -> QueueRefused:
+    """Turn the broker's channel.close into a QueueRefused, or a QueueMismatch.
+
+    ``reason`` is pika's ChannelClosedByBroker, ``name`` says whose channel it was.
+    """
+    code, words = reason.reply_code, broker_words(reason)
+    found = re.search(
+        r"inequivalent arg '(.+?)' for queue '(.+?)' in vhost '.*?': "
+        r"received (.+?) but current is (.+)",
+        words,
+        re.DOTALL,
+    )
+    error: QueueRefused
+    if found is None:
+        error = QueueRefused(
+            f"The broker refused the channel of {name}.",
+            why=words,
+            fix=_FIXES.get(code, "look the words up in the broker's log"),
+        )
+    else:
+        argument, queue, asked, current = found.groups()
+        error = QueueMismatch(
+            f"The queue {queue!r} exists with {argument} = {current.removeprefix('the value ')}; "
+            f"asked for was {asked.removeprefix('the value ')}.",
+            why="a queue's properties cannot be changed after it was declared",
+            fix="use it as it is with declare=False, or use another queue name; if its messages "
+            "may go, delete it in the management UI",
+        )
+    error.__cause__ = reason
+    return error
+
+
+def broker_words(error: BaseException) -> str:
+    """The reply code and text of the close that the broker sent, or an empty text."""
+    for cause in _causes(error):
+        if isinstance(
+            cause,
+            (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker),
+        ):
+            return f"{cause.reply_code} {cause.reply_text}"
+    return ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and the ones that pika has wrapped in it."""
+    yield error
+    inner = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args]
+    for cause in [*inner, error.__cause__]:
+        if isinstance(cause, BaseException):
+            yield from _causes(cause)

@@ -1,0 +1,495 @@
+"""What the I/O thread does for a consumer: deliveries, acks, retries, and the dead queue.
+
+Every field belongs to the I/O thread, except where a comment names another. A task is acknowledged
+after its work, once, on the channel that it came on. What failed is moved: to the end of the queue
+with its attempt in a header, or to the dead queue with the reason. What cannot be moved is held,
+tried again at growing intervals, and takes no prefetch slot meanwhile, so other tasks go on.
+
+A delivery that keeps coming back is bounded. If the channel is lost while a task is worked on and
+the task was the reason (the broker's ack time-out, or a handler that held Python's GIL), it may
+come back ``max_attempts`` times; if the network was, LOST_LIMIT times; then it is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import queue as queues
+import threading
+import time
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from copy import copy
+from itertools import takewhile
+from typing import Any
+
+from pika import frame
+
+from mqlab import events
+from mqlab._mover import Move, Mover
+from mqlab._pika import UNDECODED_HEADER
+from mqlab.connection import Connection
+from mqlab.errors import MqlabError, TaskError
+from mqlab.records import Outcome, StopReport, TaskRecord
+from mqlab.task import Task
+
+RECORDS_KEPT = 5_000
+RECORDS_BYTES = 64 * 1024 * 1024
+"""The newest records are kept, and the data and results in them while they take less than this."""
+HEADER_PREFIX = "mqlab-"
+ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
+QUEUE_HEADER, WORKER_HEADER = "mqlab-queue", "mqlab-worker"
+
+LONGEST_RETRY_DELAY_S = 3600.0
+REFUSED_PAUSE_S, LONGEST_REFUSED_PAUSE_S = 1.0, 30.0
+HELD_LIMIT = 1_000
+"""Deliveries that may be held beyond the prefetch because the broker refuses to take the copy."""
+LOST_LIMIT = 20
+"""Times that a task may come back through no fault of its own: RabbitMQ's default for quorum
+queues since 4.0 (delivery limit)."""
+LOSSES_KEPT = 10_000
+
+
+class Delivery:
+    """One delivery, and what becomes of it."""
+
+    __slots__ = (
+        "body", "channel", "held", "lost_words", "pause_s",
+        "properties", "record", "settled", "tag",
+    )  # fmt: skip
+
+    def __init__(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self.channel, self.tag = channel, method.delivery_tag
+        self.properties, self.body = properties, body
+        self.settled = self.held = False
+        self.pause_s, self.lost_words = REFUSED_PAUSE_S, ""
+        attempts = (properties.headers or {}).get(ATTEMPTS_HEADER, 0)
+        attempt = attempts + 1 if type(attempts) is int and 0 <= attempts < 1_000_000 else 1
+        now, redelivered = time.time(), method.redelivered
+        self.record = TaskRecord(properties.message_id, None, None, now, redelivered, attempt)
+
+    @property
+    def key(self) -> tuple[str | None, int]:
+        """Recognises the message when it is delivered again."""
+        return self.properties.message_id, hash(self.body)
+
+    def find_id(self) -> str:
+        """The task's id, or that of the message."""
+        try:
+            return Task.from_json(self.body).task_id
+        except TaskError:
+            return str(self.properties.message_id)
+
+
+class Waiter:
+    """A caller who waits: for the bell, and for the records of what is done or dead from now on."""
+
+    def __init__(self) -> None:
+        # A SimpleQueue, because an interrupt cannot leave it locked.
+        self.bell: queues.SimpleQueue[None] = queues.SimpleQueue()
+        self.settled: dict[int, TaskRecord] = {}  # by their number; the I/O thread adds
+
+
+class Inbox:
+    """The deliveries of one consumer, from the broker to a worker and back."""
+
+    connection: Connection
+
+    def __init__(
+        self,
+        queue: str,
+        *,
+        declare: bool,
+        prefetch: int,
+        max_attempts: int,
+        retry_delay_s: float,
+        start_worker: Callable[[int], threading.Thread],
+        workers: int,
+    ) -> None:
+        self.queue, self.dead_queue = queue, f"{queue}.dead"
+        self._declare, self._prefetch = declare, prefetch
+        self.max_attempts, self._retry_delay_s = max_attempts, retry_delay_s
+        self._start_worker, self.workers = start_worker, workers
+        self.todo: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
+        self.working: list[Delivery | None] = [None] * workers  # each worker writes its own place
+        self._finished: deque[Delivery] = deque()  # workers append
+        self._flush_asked = False
+        self._unacked: dict[int, Delivery] = {}  # by delivery tag, in order
+        self._mover = Mover(self._on_moved, self._on_refused)
+        self._consumer_tag = ""
+        self._held = self._freed = 0
+        self._losses: OrderedDict[tuple[str | None, int], tuple[int, str]] = OrderedDict()
+        self._stop_at: float | None = None
+        self.stopping = False
+        self.report: StopReport | None = None
+        self.trouble = ""
+        self.counts = Counter[str]()
+        self.records: deque[TaskRecord] = deque(maxlen=RECORDS_KEPT)
+        self.settled: deque[tuple[int, TaskRecord]] = deque(maxlen=RECORDS_KEPT)  # done or dead
+        self._sizes: deque[tuple[int, TaskRecord]] = deque()  # of records that still hold data
+        self._bytes = 0
+        # Callers append. Weak, because an interrupt may keep a caller from taking its own away.
+        self.waiters: list[weakref.ref[Waiter]] = []
+
+    def bind(self, connection: Connection) -> None:
+        """Use this connection, whose callbacks are ``set_up``, ``forget`` and ``end``."""
+        self.connection = self._mover.connection = connection
+
+    @property
+    def unacked(self) -> int:
+        """How many deliveries are here that the broker has no ack for yet."""
+        return len(self._unacked)
+
+    def count_settled(self) -> int:
+        """How many tasks are done or dead in all."""
+        return self.counts["done"] + self.counts["dead"]
+
+    # ---- called by the connection
+
+    def set_up(self, channel: Any) -> None:
+        """Prepare a fresh channel: declare the queue, set the prefetch, subscribe."""
+        channel.add_on_cancel_callback(lambda _frame: self.connection.reopen_channel())
+        # The broker answers in order, so the answer to the last request is the answer to all.
+        if self._declare:
+            channel.queue_declare(self.queue, durable=True)
+        channel.basic_qos(prefetch_count=self._prefetch)
+        self._consumer_tag = channel.basic_consume(
+            self.queue, self._on_message, callback=lambda _frame: self._on_subscribed()
+        )
+
+    def forget(self) -> None:
+        """The channel is lost, and the broker puts back all that was not acked on it."""
+        stalled_s = self.connection.stalled_s
+        words = self.connection.refusal or self.connection.trouble
+        if stalled_s > 1.0:
+            words = (
+                f"no heartbeat could be sent for {stalled_s:.1f} s, because a handler kept every "
+                f"other thread from running: {words}"
+            )
+        self.connection.trouble = words
+        was_its_fault = bool(self.connection.refusal) or stalled_s > 1.0
+        for delivery in self._unacked.values():
+            delivery.lost_words = words
+            if delivery.record.started_at is not None and not delivery.held:
+                self._note_loss(delivery, self.max_attempts if was_its_fault else LOST_LIMIT, words)
+        moving = [move.subject for move in self._mover.moves]
+        held = [each for each in self._unacked.values() if each.held and each not in moving]
+        self._unacked.clear()
+        self._held = self._freed = 0
+        self._mover.forget()
+        self._note_lost([*moving, *held])
+
+    def end(self, _error: MqlabError | None) -> None:
+        """There will be no further channel: end the workers, and everyone who waits."""
+        if self.report is None:
+            self._make_report()
+        self.stopping = True
+        self._unacked.clear()
+        for _ in range(self.workers):
+            self.todo.put(None)
+        self._ring()
+
+    # ---- asked by a caller, through connection.run
+
+    def stop(self, timeout_s: float) -> None:
+        """Take no more tasks, let the running ones finish for that long, then close."""
+        stop_at = time.monotonic() + timeout_s
+        if self._stop_at is None or stop_at < self._stop_at:
+            self._stop_at = stop_at
+            self.connection.run_later(timeout_s, self._finish_stop)
+        if not self.stopping:
+            self.stopping = True
+            channel = self.connection.channel
+            if channel is not None and channel.is_open and self.connection.is_ready:
+                channel.basic_cancel(self._consumer_tag)
+            for _ in range(self.workers):
+                self.todo.put(None)
+        self._flush()
+
+    def ask_depth(self, answer: queues.SimpleQueue[tuple[int, int]]) -> None:
+        """Put how many messages are ready, and how many consumers there are, into ``answer``."""
+
+        def ask(channel: Any) -> None:
+            def on_answer(declared: Any) -> None:
+                answer.put((declared.method.message_count, declared.method.consumer_count))
+                if channel.is_open:
+                    channel.close()
+
+            channel.queue_declare(self.queue, passive=True, callback=on_answer)
+
+        if self.connection.is_ready:  # a channel of its own: if it is refused, nothing is lost
+            self.connection.open_channel(ask)
+
+    def _finish_stop(self) -> None:
+        if self.report is None:
+            self._flush_finished()
+            self._make_report()
+            self.connection.close_soon()
+
+    def _make_report(self) -> None:
+        running = tuple(each.find_id() for each in self.working if each is not None)
+        left = [delivery.find_id() for delivery in self._unacked.values()]
+        returned = tuple(task_id for task_id in left if task_id not in running)
+        self.report = StopReport(self.counts["done"], returned, running)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (any(self.working) or self._finished or self._mover.moves)
+
+    # ---- deliveries
+
+    def _on_subscribed(self) -> None:
+        if self.connection.opened == 0:
+            for number in range(self.workers):
+                self._start_worker(number).start()
+        self.connection.mark_ready()
+
+    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        delivery = Delivery(channel, method, properties, body)
+        record = delivery.record
+        self._unacked[delivery.tag] = delivery
+        if events.are_wanted():
+            events.publish("received", self.connection.owner, self.queue, record)
+        reason = ""
+        if method.redelivered:
+            self.counts["redelivered"] += 1
+            reason = self._find_reason_to_end(delivery)
+        if UNDECODED_HEADER in (properties.headers or {}):
+            reason = "its properties cannot be decoded"
+        if reason:
+            record.outcome, record.error = "dead", reason
+            self._move(delivery)
+        else:
+            self.todo.put(delivery)
+
+    def _find_reason_to_end(self, delivery: Delivery) -> str:
+        if not self._losses or delivery.key not in self._losses:
+            return ""
+        left, words = self._losses[delivery.key]
+        if left > 0:
+            return ""
+        del self._losses[delivery.key]
+        return f"delivered again and again, and never acknowledged: {words}"
+
+    def _note_loss(self, delivery: Delivery, limit: int, words: str) -> None:
+        left, _ = self._losses.pop(delivery.key, (LOST_LIMIT, ""))
+        self._losses[delivery.key] = (min(left, limit) - 1, words)
+        if len(self._losses) > LOSSES_KEPT:
+            self._losses.popitem(last=False)
+
+    def finish(self, delivery: Delivery) -> None:
+        """Called by a worker: the work is over, its outcome is in the record."""
+        self._finished.append(delivery)
+
+    def ask_for_flush(self) -> None:
+        """Called by a worker: what it has finished is to be settled."""
+        if not self._flush_asked:
+            self._flush_asked = True
+            self.connection.run(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_finished()
+        if self.stopping and self._is_idle:
+            self._finish_stop()
+
+    def _flush_finished(self) -> None:
+        """Settle all that the workers have finished, the acks in as few frames as possible."""
+        self._flush_asked = False
+        acks: list[Delivery] = []
+        while self._finished:
+            delivery = self._finished.popleft()
+            if delivery.record.outcome == "done":
+                acks.append(delivery)
+            else:
+                self._move(delivery)
+        if acks:
+            self._ack(acks)
+
+    def _ack(self, deliveries: list[Delivery]) -> None:
+        now = time.time()
+        alive: list[Delivery] = []
+        lost: list[Delivery] = []
+        for delivery in deliveries:
+            delivery.settled = self._is_current(delivery)
+            (alive if delivery.settled else lost).append(delivery)
+        self._note_lost(lost)
+        run = list(takewhile(lambda tag: self._unacked[tag].settled, self._unacked))
+        channel = self.connection.channel
+        if run:  # with multiple, one ack settles every tag up to its own: so only without a gap
+            channel.basic_ack(run[-1], multiple=len(run) > 1)
+            for tag in run:
+                del self._unacked[tag]
+        for delivery in alive:
+            if self._unacked.pop(delivery.tag, None) is not None:
+                channel.basic_ack(delivery.tag)
+            delivery.record.acked_at = now
+            if self._losses:
+                self._losses.pop(delivery.key, None)
+        if alive:
+            if self.connection.trouble:
+                self.connection.mark_progress()
+            self._note(alive)
+
+    def _is_current(self, delivery: Delivery) -> bool:
+        # A delivery tag is only valid on the channel that it came on.
+        return delivery.channel is self.connection.channel and delivery.channel.is_open
+
+    # ---- moving: to the end of the queue for another attempt, or to the dead queue
+
+    def _move(self, delivery: Delivery) -> None:
+        record = delivery.record
+        properties = mark(delivery.properties, record, self.queue, self.connection.frame_max)
+        if record.outcome == "retry" and ATTEMPTS_HEADER not in properties.headers:
+            record.outcome = "dead"  # the attempts could not be counted any further
+        if record.outcome == "dead":
+            self._move_now(Move(delivery, self.dead_queue, properties, delivery.body))
+            return
+        doubled = 2 ** min(record.attempt - 1, 30)
+        delay_s = min(LONGEST_RETRY_DELAY_S, self._retry_delay_s * doubled)
+        move = Move(delivery, self.queue, properties, delivery.body)
+        self.connection.run_later(delay_s, lambda: self._move_now(move))
+
+    def _move_now(self, move: Move) -> None:
+        if not self._is_current(move.subject):
+            self._note_lost([move.subject])
+        else:
+            self._mover.move(move)
+
+    def _on_moved(self, move: Move) -> None:
+        delivery: Delivery = move.subject
+        if delivery.held:
+            delivery.held = False
+            self._held -= 1
+            if not self._held:
+                self.trouble = ""
+        self._ack([delivery])
+        self._flush()
+
+    def _on_refused(self, move: Move, words: str) -> None:
+        """Hold the delivery, try again later, and free its prefetch slot."""
+        delivery: Delivery = move.subject
+        self.trouble = f"a task could not be moved to {move.target!r}: {words}"
+        if not delivery.held:
+            delivery.held = True
+            self._held += 1
+            self._freed += 1
+            if self._freed > self._prefetch // 2 and self._held <= HELD_LIMIT:
+                self._subscribe_anew()
+        delay_s, delivery.pause_s = delivery.pause_s, delivery.pause_s * 2
+        delivery.pause_s = min(delivery.pause_s, LONGEST_REFUSED_PAUSE_S)
+        self.connection.run_later(delay_s, lambda: self._move_now(move))
+        self._flush()
+
+    def _subscribe_anew(self) -> None:
+        # The prefetch counts the unacked deliveries of each consumer tag: a new one has none.
+        channel = self.connection.channel
+        if self.stopping or channel is None or not channel.is_open:
+            return
+        self._freed = 0
+        channel.basic_cancel(self._consumer_tag)
+        self._consumer_tag = channel.basic_consume(self.queue, self._on_message)
+
+    # ---- records
+
+    def _note_lost(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            delivery.record.outcome = "lost"
+            delivery.record.error = delivery.lost_words or delivery.record.error
+        if deliveries:
+            self._note(deliveries)
+
+    def _note(self, deliveries: list[Delivery]) -> None:
+        wanted = events.are_wanted()
+        for delivery in deliveries:
+            record = delivery.record
+            outcome: Outcome | None = record.outcome
+            self.records.append(record)
+            self._weigh(delivery)
+            if outcome in ("done", "dead"):  # before it is counted: a caller looks for it then
+                number = self.count_settled() + 1
+                self.settled.append((number, record))
+                for ref in self.waiters:
+                    if (waiter := ref()) is not None:
+                        waiter.settled[number] = record
+            self.counts[outcome or ""] += 1
+            if wanted:
+                events.publish("settled", self.connection.owner, self.queue, record)
+        self._ring()
+
+    def _weigh(self, delivery: Delivery) -> None:
+        """Let go of the oldest data and results while all of them take too many bytes."""
+        record = delivery.record
+        size = len(delivery.body) + size_of(record.result)
+        self._sizes.append((size, record))
+        self._bytes += size
+        while len(self._sizes) > RECORDS_KEPT or (self._bytes > RECORDS_BYTES and self._sizes):
+            size, record = self._sizes.popleft()
+            self._bytes -= size
+            if size > 1024 and record is not delivery.record:
+                record.data = record.result = None
+
+    def _ring(self) -> None:
+        for ref in list(self.waiters):
+            waiter = ref()
+            if waiter is None:
+                self.waiters.remove(ref)
+            elif waiter.bell.empty():
+                waiter.bell.put(None)
+
+
+def size_of(value: Any, depth: int = 4) -> int:
+    """About how many bytes a result takes; containers are looked into a few levels deep."""
+    if isinstance(value, (str, bytes, bytearray)):
+        return len(value)
+    if isinstance(value, (list, tuple, set, frozenset)) and depth:
+        return 8 * len(value) + sum(size_of(each, depth - 1) for each in value)
+    if isinstance(value, dict) and depth:
+        return sum(size_of(k, depth - 1) + size_of(v, depth - 1) for k, v in value.items())
+    size = getattr(value, "nbytes", 32)  # arrays have it
+    return size if isinstance(size, int) else 32
+
+
+def mark(properties: Any, record: TaskRecord, queue: str, frame_max: int) -> Any:
+    """Copy the properties of a message that moves, and note in its headers why.
+
+    Three things must not go along: an expiration would delete it in the dead queue, a user id that
+    is not ours closes the channel, and CC would send copies elsewhere. They are kept as headers.
+    """
+    headers = dict(properties.headers or {})
+    for name in ("CC", "BCC"):
+        if name in headers:
+            headers[f"{HEADER_PREFIX}{name.lower()}"] = headers.pop(name)
+    for name in ("expiration", "user_id"):
+        if getattr(properties, name) is not None:
+            headers[f"{HEADER_PREFIX}{name.replace('_', '-')}"] = getattr(properties, name)
+    headers[ATTEMPTS_HEADER] = record.attempt
+    headers[REASON_HEADER] = record.error
+    headers[QUEUE_HEADER] = queue
+    headers[WORKER_HEADER] = f"{record.worker}, pid {os.getpid()}"
+    moved = copy(properties)
+    moved.headers, moved.expiration, moved.user_id = headers, None, None
+    _fit(moved, frame_max)
+    return moved
+
+
+def _fit(properties: Any, frame_max: int) -> None:
+    """Drop or shorten headers until the header frame fits: mqlab's own first, then the largest."""
+    headers = properties.headers
+
+    def excess() -> int:
+        return len(frame.Header(1, 0, properties).marshal()) - frame_max
+
+    def drop(name: str) -> None:
+        if (over := excess()) <= 0 or name not in headers:
+            return
+        value = headers[name]
+        kept = value[: max(0, len(value) - over)] if isinstance(value, (str, bytes)) else b""
+        if kept and kept.isascii():
+            headers[name] = kept
+        else:
+            del headers[name]
+
+    for name in (WORKER_HEADER, QUEUE_HEADER, REASON_HEADER, ATTEMPTS_HEADER):
+        drop(name)
+    for name in sorted(headers, key=lambda name: -len(repr(headers[name]))):
+        drop(name)
