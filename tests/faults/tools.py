@@ -49,7 +49,9 @@ def count_consumers(settings: Settings, queue: str) -> int:
 
 
 def mqlab_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("mqlab")}
+    """mqlab's threads. One whose start was interrupted has no ident: it never runs."""
+    threads = [thread for thread in threading.enumerate() if thread.ident is not None]
+    return {thread for thread in threads if thread.name.startswith("mqlab")}
 
 
 def open_sockets(settings: Settings) -> set[int]:
