@@ -141,9 +141,12 @@ def test_row_44_losing_a_connection_now_and_then_does_not_count_against_a_task(
     broker_settings: Settings, queue: str
 ) -> None:
     """The bound is each message's own, and only for what was at work when the channel was lost."""
-    with Proxy(broker_settings) as proxy, BackgroundConsumer(
-        quickly, queue=queue, settings=proxy.settings, max_attempts=1, prefetch=5
-    ) as consumer:
+    with (
+        Proxy(broker_settings) as proxy,
+        BackgroundConsumer(
+            quickly, queue=queue, settings=proxy.settings, max_attempts=1, prefetch=5
+        ) as consumer,
+    ):
         for number in range(6):
             task_id = f"good-{number}"
             publish(broker_settings, queue, task_body(task_id))
@@ -421,8 +424,8 @@ while any(thread.is_alive() for thread in threads):
     time.sleep(0.02)
 time.sleep(0.5)
 stays = rss_mb() - before
-print(json.dumps({"peak_mb": round(peak[0]), "stays_mb": round(stays), "waiting": producer.status().waiting,
-    "outcomes": {name: outcomes.count(name) for name in set(outcomes)}}), flush=True)
+answer(peak_mb=round(peak[0]), stays_mb=round(stays), waiting=producer.status().waiting,
+       outcomes={name: outcomes.count(name) for name in set(outcomes)})
 sys.stdin.readline()  # it speaks again
 producer.send("after", timeout_s=40)
 producer.close()

@@ -249,28 +249,31 @@ def test_row_43_a_send_that_waits_when_the_right_goes_is_refused_at_once(
     broker_settings: Settings, queue: str
 ) -> None:
     """Many callers wait on one channel; each hears what the broker said."""
-    with user(broker_settings) as theirs, Proxy(theirs) as proxy:
-        with Producer(queue, settings=proxy.settings) as producer:
-            producer.send("while it may")
-            set_rights(broker_settings, theirs, write="^$")
-            proxy.cut()
-            errors: list[str] = []
+    with (
+        user(broker_settings) as theirs,
+        Proxy(theirs) as proxy,
+        Producer(queue, settings=proxy.settings) as producer,
+    ):
+        producer.send("while it may")
+        set_rights(broker_settings, theirs, write="^$")
+        proxy.cut()
+        errors: list[str] = []
 
-            def send() -> None:
-                try:
-                    producer.send("x", timeout_s=20)
-                except MqlabError as error:
-                    errors.append(str(error))
+        def send() -> None:
+            try:
+                producer.send("x", timeout_s=20)
+            except MqlabError as error:
+                errors.append(str(error))
 
-            threads = [threading.Thread(target=send) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            started = time.monotonic()
-            for thread in threads:
-                thread.join(25)
-            assert time.monotonic() - started < 2 * SOON_S
-            assert len(errors) == 4
-            assert all("refused for user" in error for error in errors), errors
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        started = time.monotonic()
+        for thread in threads:
+            thread.join(25)
+        assert time.monotonic() - started < 2 * SOON_S
+        assert len(errors) == 4
+        assert all("refused for user" in error for error in errors), errors
 
 
 def test_row_43_a_consumer_whose_right_to_read_is_withdrawn_says_so_and_recovers(
@@ -309,27 +312,30 @@ def test_row_43_a_dead_queue_that_may_not_be_written_does_not_stop_the_good_task
     frames = Frames()
     rights = {"write": "^$"} if right == "write" else {"configure": f"^{queue}$"}
     publish(broker_settings, queue)
-    with user(broker_settings, **rights) as theirs, Proxy(theirs, on_frame=frames) as proxy:
-        with BackgroundConsumer(
+    with (
+        user(broker_settings, **rights) as theirs,
+        Proxy(theirs, on_frame=frames) as proxy,
+        BackgroundConsumer(
             quickly, queue=queue, settings=proxy.settings, max_attempts=1
-        ) as consumer:
-            since = time.monotonic()
-            publish(broker_settings, queue, b"junk", task_body("good-0"))
-            wait_for_outcomes(consumer, {"good-0": "done"}, within_s=10)
-            good = {f"good-{n}": "done" for n in range(1, 11)}
-            publish(broker_settings, queue, *map(task_body, good))
-            wait_for_outcomes(consumer, good, within_s=10)
-            eventually(lambda: "refused for user" in consumer.status().trouble)
-            time.sleep(max(0.0, since + 6 - time.monotonic()))  # so long is counted
-            status = consumer.status()
-            channels = frames.count("Channel.Open", since)
-            deliveries = frames.count("broker Basic.Deliver", since)
-            print(f"{channels} channels and {deliveries} deliveries in 6 s, {status}")
-            assert deliveries <= 11 + 15
-            assert channels <= 15
-            # It is kept until it can be moved.
-            set_rights(broker_settings, theirs)
-            eventually(lambda: depth_of_dead(broker_settings, queue) == 1, within_s=20)
+        ) as consumer,
+    ):
+        since = time.monotonic()
+        publish(broker_settings, queue, b"junk", task_body("good-0"))
+        wait_for_outcomes(consumer, {"good-0": "done"}, within_s=10)
+        good = {f"good-{n}": "done" for n in range(1, 11)}
+        publish(broker_settings, queue, *map(task_body, good))
+        wait_for_outcomes(consumer, good, within_s=10)
+        eventually(lambda: "refused for user" in consumer.status().trouble)
+        time.sleep(max(0.0, since + 6 - time.monotonic()))  # so long is counted
+        status = consumer.status()
+        channels = frames.count("Channel.Open", since)
+        deliveries = frames.count("broker Basic.Deliver", since)
+        print(f"{channels} channels and {deliveries} deliveries in 6 s, {status}")
+        assert deliveries <= 11 + 15
+        assert channels <= 15
+        # It is kept until it can be moved.
+        set_rights(broker_settings, theirs)
+        eventually(lambda: depth_of_dead(broker_settings, queue) == 1, within_s=20)
     assert take_all(broker_settings, queue) == []
 
 
@@ -631,15 +637,17 @@ def demands_a_certificate(
     port = free_port()
     options = (
         f'[{{cacertfile, "{certificate}"}}, {{certfile, "{certificate}"}}, {{keyfile, "{key}"}}, '
-        f"{{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}, {{versions, ['{request.param}']}}]"
+        f"{{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}, "
+        f"{{versions, ['{request.param}']}}]"
     )
     listener = f'{{"127.0.0.1", {port}}}'
     rabbitmqctl(
         own_node.node,
         "eval",
         "{ok, _} = application:ensure_all_started(ssl), "
-        f"try rabbit_networking:start_ssl_listener({listener}, {options}, 2) "
-        f"catch error:undef -> rabbit_networking:start_ssl_listener({listener}, {options}, 2, 1) end.",
+        f"Listener = {listener}, Options = {options}, "
+        "try rabbit_networking:start_ssl_listener(Listener, Options, 2) "
+        "catch error:undef -> rabbit_networking:start_ssl_listener(Listener, Options, 2, 1) end.",
     )
     return dataclasses.replace(own_node.settings, port=port, tls=True)
 
