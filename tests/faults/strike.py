@@ -73,6 +73,8 @@ class Striker:
         self.place, self.inside, self.hit = "", False, False
         self._passed: dict[_Place, int] = {}
         previous = signal.signal(signal.SIGINT, self._on_signal)
+        # Python 3.12 looks for instructions only if a frame has asked before tracing begins.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._trace)
         try:
             yield
