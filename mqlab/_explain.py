@@ -58,14 +58,16 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
         why, fix = "a typing error in AMQP_URL, or no network", "check the host in AMQP_URL"
     elif any_is(ConnectionRefusedError):
         why = "nothing listens there: the broker is not started, or it is on another port"
-    elif "certificate required" in text.lower().replace("_", " ") or "HANDSHAKE_FAILURE" in text:
-        what = f"The broker at {address} demands a client certificate."
-        why, fix = text, "use a listener that does not, or connect with a certificate through pika"
+    elif "CERTIFICATE_REQUIRED" in text.upper() or "HANDSHAKE_FAILURE" in text:
+        what = f"The broker at {address} ended the TLS handshake."
+        why = f"most likely it demands a client certificate ({text})"
+        fix = "use a listener that does not, or connect with a certificate through pika"
     elif "CERTIFICATE_VERIFY_FAILED" in text:
         what = f"The certificate of the broker at {address} could not be verified."
         why, fix = text, "use the host name that is in the certificate, and a CA that signed it"
     elif any_is(pika.exceptions.IncompatibleProtocolError):
-        what, why, fix = f"What answers at {address} is not an AMQP broker.", other_server, set_port
+        what, fix = f"What answers at {address} is not an AMQP broker.", set_port
+        why = other_server if "EOF" in text else f"{other_server}; or {text}"
     elif "Timeout" in text or any("Timeout" in type(cause).__name__ for cause in causes):
         what = f"What listens at {address} did not complete an AMQP handshake in time."
         why, fix = f"the host is out of reach, or {other_server}", set_port

@@ -2,8 +2,8 @@
 
 Every field belongs to the I/O thread, except where a comment names another. A task is acknowledged
 after its work, once, on the channel that it came on. What failed is moved: to the end of the queue
-with its attempt in a header, or to the dead queue with the reason. What cannot be moved is held,
-tried again at growing intervals, and takes no prefetch slot meanwhile, so other tasks go on.
+with its attempt in a header, or to the dead queue with the reason. What waits for its next attempt,
+or cannot be moved, is held here and takes no prefetch slot meanwhile, so other tasks go on.
 
 A delivery that keeps coming back is bounded. If the channel is lost while a task is worked on and
 the task was the reason (the broker's ack time-out, or a handler that held Python's GIL), it may
@@ -42,8 +42,9 @@ QUEUE_HEADER, WORKER_HEADER = "mqlab-queue", "mqlab-worker"
 
 LONGEST_RETRY_DELAY_S = 3600.0
 REFUSED_PAUSE_S, LONGEST_REFUSED_PAUSE_S = 1.0, 30.0
-HELD_LIMIT = 1_000
-"""Deliveries that may be held beyond the prefetch because the broker refuses to take the copy."""
+HELD_LIMIT, HELD_BYTES = 1_000, 32 * 1024 * 1024
+"""Deliveries, and bytes of them, that may be held beyond the prefetch."""
+LEAST_DELAY_HELD_S = 0.1
 LOST_LIMIT = 20
 """Times that a task may come back through no fault of its own: RabbitMQ's default for quorum
 queues since 4.0 (delivery limit)."""
@@ -55,13 +56,13 @@ class Delivery:
 
     __slots__ = (
         "body", "channel", "held", "lost_words", "pause_s",
-        "properties", "record", "settled", "tag",
+        "properties", "record", "refused", "settled", "tag",
     )  # fmt: skip
 
     def __init__(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self.channel, self.tag = channel, method.delivery_tag
         self.properties, self.body = properties, body
-        self.settled = self.held = False
+        self.settled = self.held = self.refused = False
         self.pause_s, self.lost_words = REFUSED_PAUSE_S, ""
         attempts = (properties.headers or {}).get(ATTEMPTS_HEADER, 0)
         attempt = attempts + 1 if type(attempts) is int and 0 <= attempts < 1_000_000 else 1
@@ -117,7 +118,7 @@ class Inbox:
         self._unacked: dict[int, Delivery] = {}  # by delivery tag, in order
         self._mover = Mover(self._on_moved, self._on_refused)
         self._consumer_tag = ""
-        self._held = self._freed = 0
+        self._held = self._held_bytes = self._freed = self._refused = 0
         self._losses: OrderedDict[tuple[str | None, int], tuple[int, str]] = OrderedDict()
         self._stop_at: float | None = None
         self.stopping = False
@@ -175,7 +176,8 @@ class Inbox:
         moving = [move.subject for move in self._mover.moves]
         held = [each for each in self._unacked.values() if each.held and each not in moving]
         self._unacked.clear()
-        self._held = self._freed = 0
+        self._held = self._held_bytes = self._freed = self._refused = 0
+        self.trouble = ""
         self._mover.forget()
         self._note_lost([*moving, *held])
 
@@ -199,9 +201,8 @@ class Inbox:
             self.connection.run_later(timeout_s, self._finish_stop)
         if not self.stopping:
             self.stopping = True
-            channel = self.connection.channel
-            if channel is not None and channel.is_open and self.connection.is_ready:
-                channel.basic_cancel(self._consumer_tag)
+            if self.connection.is_writable and self.connection.is_ready:
+                self.connection.channel.basic_cancel(self._consumer_tag)
             for _ in range(self.workers):
                 self.todo.put(None)
         self._flush()
@@ -255,7 +256,7 @@ class Inbox:
             self.counts["redelivered"] += 1
             reason = self._find_reason_to_end(delivery)
         if UNDECODED_HEADER in (properties.headers or {}):
-            reason = "its properties cannot be decoded"
+            reason = "its headers cannot be decoded"
         if reason:
             record.outcome, record.error = "dead", reason
             self._move(delivery)
@@ -328,11 +329,11 @@ class Inbox:
         if alive:
             if self.connection.trouble:
                 self.connection.mark_progress()
-            self._note(alive)
+            self._note([delivery for delivery in alive if delivery.record.outcome != "retry"])
 
     def _is_current(self, delivery: Delivery) -> bool:
         # A delivery tag is only valid on the channel that it came on.
-        return delivery.channel is self.connection.channel and delivery.channel.is_open
+        return delivery.channel is self.connection.channel and self.connection.is_writable
 
     # ---- moving: to the end of the queue for another attempt, or to the dead queue
 
@@ -347,6 +348,9 @@ class Inbox:
         doubled = 2 ** min(record.attempt - 1, 30)
         delay_s = min(LONGEST_RETRY_DELAY_S, self._retry_delay_s * doubled)
         move = Move(delivery, self.queue, properties, delivery.body)
+        self._note([delivery])
+        if delay_s >= LEAST_DELAY_HELD_S:
+            self._hold(delivery)
         self.connection.run_later(delay_s, lambda: self._move_now(move))
 
     def _move_now(self, move: Move) -> None:
@@ -360,43 +364,53 @@ class Inbox:
         if delivery.held:
             delivery.held = False
             self._held -= 1
-            if not self._held:
-                self.trouble = ""
+            self._held_bytes -= len(delivery.body)
+        if delivery.refused:
+            self._refused -= 1
+            self.trouble = self.trouble if self._refused else ""
         self._ack([delivery])
         self._flush()
 
     def _on_refused(self, move: Move, words: str) -> None:
-        """Hold the delivery, try again later, and free its prefetch slot."""
+        """Hold the delivery, and try again later."""
         delivery: Delivery = move.subject
         self.trouble = f"a task could not be moved to {move.target!r}: {words}"
-        if not delivery.held:
-            delivery.held = True
-            self._held += 1
-            self._freed += 1
-            if self._freed > self._prefetch // 2 and self._held <= HELD_LIMIT:
-                self._subscribe_anew()
+        self._refused += not delivery.refused
+        delivery.refused = True
+        self._hold(delivery)
         delay_s, delivery.pause_s = delivery.pause_s, delivery.pause_s * 2
         delivery.pause_s = min(delivery.pause_s, LONGEST_REFUSED_PAUSE_S)
         self.connection.run_later(delay_s, lambda: self._move_now(move))
         self._flush()
 
+    def _hold(self, delivery: Delivery) -> None:
+        """Keep the delivery unacked for a while, without its prefetch slot."""
+        if delivery.held:
+            return
+        delivery.held = True
+        self._held += 1
+        self._held_bytes += len(delivery.body)
+        self._freed += 1
+        has_room = self._held <= HELD_LIMIT and self._held_bytes <= HELD_BYTES
+        if self._freed > self._prefetch // 2 and has_room:
+            self._subscribe_anew()
+
     def _subscribe_anew(self) -> None:
         # The prefetch counts the unacked deliveries of each consumer tag: a new one has none.
-        channel = self.connection.channel
-        if self.stopping or channel is None or not channel.is_open:
-            return
-        self._freed = 0
-        channel.basic_cancel(self._consumer_tag)
-        self._consumer_tag = channel.basic_consume(self.queue, self._on_message)
+        if not self.stopping and self.connection.is_writable:
+            self._freed = 0
+            channel = self.connection.channel
+            channel.basic_cancel(self._consumer_tag)
+            self._consumer_tag = channel.basic_consume(self.queue, self._on_message)
 
     # ---- records
 
     def _note_lost(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
-            delivery.record.outcome = "lost"
-            delivery.record.error = delivery.lost_words or delivery.record.error
-        if deliveries:
-            self._note(deliveries)
+            if delivery.record.outcome != "retry":  # of those, it is noted that they failed
+                delivery.record.outcome = "lost"
+                delivery.record.error = delivery.lost_words or delivery.record.error
+                self._note([delivery])
 
     def _note(self, deliveries: list[Delivery]) -> None:
         wanted = events.are_wanted()

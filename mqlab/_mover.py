@@ -68,7 +68,7 @@ class Mover:
                 self._is_opening = True
                 self.connection.open_channel(self._on_open)
             return
-        if not self._channel.is_open:  # the connection is being closed
+        if not (self._channel.is_open and self.connection.is_writable):  # it is being closed
             return
         move = self._moves[0]
         self._is_published, move.returned = True, False

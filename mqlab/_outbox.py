@@ -10,6 +10,7 @@ that one has closed the channel alone: it is rejected, and the others go on.
 from __future__ import annotations
 
 import queue as queues
+import re
 import time
 from collections import deque
 from itertools import takewhile
@@ -145,9 +146,13 @@ class Outbox:
         self._in_flight.clear()
         self._in_flight_bytes = 0
         words = self.connection.refusal
-        if words and len(again) == 1:
-            again[0].batch.words = words
-            self._settle(again.pop(), "rejected")
+        culprit = _find_culprit(again, words)
+        if culprit is not None:
+            again.remove(culprit)
+            culprit.batch.words = words
+            self._settle(culprit, "rejected")
+            if again:  # others are waiting: the next channel need not take longer
+                self.connection.mark_progress()
         self._suspects = len(again) if words else 0
         for message in again:
             message.returned = False
@@ -281,3 +286,16 @@ class Outbox:
     def _settle_unwritten(self, message: Message) -> None:
         # A message that waits to be published again was on the wire of the lost connection.
         self._settle(message, "unknown" if message.published_at else "not sent")
+
+
+def _find_culprit(messages: list[Message], words: str) -> Message | None:
+    """The message because of which the broker closed the channel with these words, if it is known.
+
+    It is known if it was the only one, or if the words name its size.
+    """
+    if words and len(messages) == 1:
+        return messages[0]
+    size = re.search(r"message size (\d+) is larger", words)
+    if size is None:
+        return None
+    return next((m for m in messages if len(m.body) == int(size[1])), None)

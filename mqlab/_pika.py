@@ -21,7 +21,21 @@ _FLAG_HEADERS = spec.BasicProperties.FLAG_HEADERS
 
 
 class SturdyConnection(pika.SelectConnection):  # type: ignore[misc]
-    """A SelectConnection that survives properties which cannot be decoded."""
+    """A SelectConnection that survives properties which cannot be decoded.
+
+    pika takes any exception in a callback for a lost connection; ``bug`` is the one it was.
+    """
+
+    bug: Exception | None = None
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        try:
+            super()._on_data_available(data_in)
+        except pika.exceptions.AMQPError:
+            raise
+        except Exception as error:
+            self.bug = error
+            raise
 
     def _read_frame(self) -> Any:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ MAX_SECONDS = 365 * 86_400.0
 def check_seconds(name: str, value: Any) -> float:
     """Return ``value`` if it is a number of seconds from 0 to a year."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 <= value <= MAX_SECONDS:
+    if not is_number or not 0 <= value <= MAX_SECONDS:  # as with nan and inf
         raise SettingsError(
             f"{name}={shorten(value)} is not a time in seconds.",
             fix=f"use a number from 0 to {MAX_SECONDS:,.0f}, such as {name}=10",

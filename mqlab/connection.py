@@ -198,6 +198,12 @@ class Connection:
         self._loop.call_later(delay_s, function)
 
     @property
+    def is_writable(self) -> bool:
+        """Whether something can be sent on the channel now."""
+        channel = self.channel
+        return channel is not None and channel.is_open and self._connection.is_open
+
+    @property
     def frame_max(self) -> int:
         """The largest frame, in bytes, that this connection and the broker have agreed on."""
         return int(self._connection.params.frame_max)
@@ -213,7 +219,7 @@ class Connection:
 
     def reopen_channel(self) -> None:
         """Close the channel; a fresh one follows."""
-        if self.channel is not None and self.channel.is_open:
+        if self.is_writable:
             self.channel.close()
 
     def _run_loop(self) -> None:
@@ -225,15 +231,18 @@ class Connection:
             self._connect()
             self._loop.start()
         except BaseException as caught:  # a callback raised: keep it where status() finds it
-            error = MqlabError(
-                f"The I/O thread of {self.name} ended: {describe(caught)}",
-                why="an error in mqlab or pika",
-                fix="start it again; if it comes back, report the chained error",
-            )
-            error.__cause__ = caught
-            self.error = self.error or error
+            self._note_bug(getattr(self._connection, "bug", None) or caught)
         finally:
             self._end()
+
+    def _note_bug(self, bug: BaseException) -> None:
+        error = MqlabError(
+            f"The I/O thread of {self.name} ended: {describe(bug)}",
+            why="an error in mqlab or pika",
+            fix="start it again; if it comes back, report the chained error",
+        )
+        error.__cause__ = bug
+        self.error = self.error or error
 
     def _end(self) -> None:
         """Leave nothing behind; no step may keep a later one from being taken."""
@@ -321,6 +330,8 @@ class Connection:
         self._retry(error)
 
     def _retry(self, error: ConnectError) -> None:
+        if self._connection.bug is not None:
+            raise self._connection.bug
         self.last_error = error
         self.trouble = f"{error.what} {error.why}".strip()
         if self._closing:

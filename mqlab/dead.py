@@ -59,7 +59,7 @@ def list_dead(
     Raises ConnectError, AccessRefused or QueueRefused, and SettingsError for an argument that
     cannot be used. A dead queue that does not exist is empty.
     """
-    dead_queue = f"{check_queue(queue, suffix='.dead', declare=False)}.dead"
+    dead_queue = f"{check_queue(queue, suffix='.dead')}.dead"
     check_count("limit", limit, 0, 1_000_000)
     with _channel(settings, dead_queue) as channel:
         # Nothing is acked, so the broker puts all back when the channel closes.
@@ -82,7 +82,7 @@ def requeue_dead(
     does not exist, Rejected if it is full, OutcomeUnknown if a confirm did not come; each says how
     many were moved before.
     """
-    dead_queue = f"{check_queue(queue, suffix='.dead', declare=False)}.dead"
+    dead_queue = f"{check_queue(queue, suffix='.dead')}.dead"
     bound_s = check_seconds("timeout_s", timeout_s)
     moved = 0
 

@@ -23,7 +23,7 @@ Each one says what happened, the likely reason, and what to do next.
 The pika error, where there is one, stays chained as ``__cause__``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 SendOutcome = Literal["unroutable", "rejected", "not sent", "unknown"]
@@ -139,13 +139,15 @@ def describe(error: BaseException, limit: int = 500) -> str:
 
     ``limit`` is in characters.
     """
-    try:
-        text = str(error)
-    except BaseException:  # a handler's exception may do anything
-        text = "(its text could not be made)"
-    name = getattr(type(error), "__name__", "Exception")
-    line = f"{name}: {text}" if text else f"{name}"
-    return line[:limit].encode("utf-8", "backslashreplace").decode().strip()
+
+    def make(what: Callable[[], object]) -> str:
+        try:
+            return str(what())[:limit].encode("utf-8", "backslashreplace").decode().strip()
+        except BaseException:  # an exception's own code may do anything
+            return "(it could not be made)"
+
+    parts = [make(lambda: type(error).__name__), make(lambda: error)]
+    return ": ".join(part for part in parts if part)[:limit]
 
 
 def printable(text: str) -> str:
