@@ -182,6 +182,8 @@ def rows(page: str) -> Iterator[Row]:
         yield Row(exercise, solution, f"{exercise.name}: {CORRECT}.", said, kernel_s)
         for wrong in wrong_answers.of(exercise):
             yield row(exercise, wrong.name, f"{INCORRECT}. {wrong.headline}", wrong.answer)
+        for right in wrong_answers.right_to(exercise):
+            yield row(exercise, f"right: {right.name}", f"{CORRECT}.", right.answer)
 
 
 def row(exercise: Exercise, name: str, expected: str, answer: Any) -> Row:

@@ -21,7 +21,7 @@ import pika.exceptions
 from mqlab.broker import management
 from mqlab.connection import handshake
 from mqlab.errors import AccessRefused
-from mqlab.exercises.engine.bench import call, end_threads, some
+from mqlab.exercises.engine.call import call, end_threads, some
 from mqlab.exercises.engine.exercise import Exercise, Incorrect, NotChecked
 from mqlab.settings import Settings
 

@@ -16,7 +16,7 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
-from mqlab.exercises.engine.bench import DidNotReturn, call, end_threads
+from mqlab.exercises.engine.call import DidNotReturn, call, end_threads
 from mqlab.exercises.engine.exercise import Exercise, Incorrect, NotChecked
 from mqlab.measure.runs import run_waiting_clients
 

@@ -1,82 +1,99 @@
-"""The exercises of page 03: a publisher that claims only what is in the queue, a cut included."""
+"""The exercises of page 03: a publisher that claims only what is in the queue, a cut included.
+
+True for every right answer to exercise 1, whatever its style and library:
+- Each task is the body of one message in the queue: its text in UTF-8, byte for byte, as many
+  times as it was given, in the order given, persistent and without an expiration. This holds for
+  no task, one and many, for texts of all kinds and for texts that come twice.
+- The list has exactly the tasks that the broker said it had taken (a confirm, or a commit) and had
+  not returned, on that connection, by the time the function returned; each as often as it was
+  taken, in order. So it holds where the queue is missing, deleted midway, or takes only a part.
+- One connection, closed at the end. Nothing else on the broker has changed: no queue was declared,
+  nothing was taken out, what was in the queue before is still there.
+
+And to exercise 2:
+- In the end each task is in the queue, as above and with its id as ``message_id``. It is published
+  again only if its outcome is unknown, or bad: never after its confirm has reached the client.
+- The list has each id once, and only ids that were confirmed on the connection that carried them.
+- A second connection is opened when the first is lost; none stays open.
+"""
 
 from __future__ import annotations
 
-import random
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pika.exceptions
 
-from mqlab.exercises.engine.bench import Bench, Call, DidNotReturn, some
-from mqlab.exercises.engine.exercise import Exercise, Incorrect
+from mqlab.exercises.engine.bench import Bench
+from mqlab.exercises.engine.call import DidNotReturn, show, some
+from mqlab.exercises.engine.exercise import Exercise, Findings, Incorrect
+from mqlab.exercises.engine.wire import Method
+from mqlab.exercises.rules.inputs import draw, some_texts
+from mqlab.exercises.rules.leaving import check_nothing_is_left, check_objects
+from mqlab.exercises.rules.publishing import (
+    CONFIRMS,
+    CUT,
+    LIBRARY,
+    NOWHERE,
+    TASK_1,
+    TASK_2,
+    Publication,
+    PublisherRun,
+)
 
-BY_HAND = "A task into a queue, by hand"
-CONFIRMS = "The step that is not there at all"
-KEEP = "Predict again"
-NOWHERE = "Four ways to publish to nowhere, by hand"
-CUT = "Cut in the middle"
-LIBRARY = "The library's way"
-TASK_1, TASK_2 = "Exercise 1: for everyone", "Exercise 2: a stretch"
+WRONG = "What can go wrong"
 BOUND_S = 5.0
-"""Seconds for those runs in which somebody may try without end."""
-# What pika raises for a connection that is lost, and then for its channel.
-CUT_ERRORS = (pika.exceptions.AMQPConnectionError, pika.exceptions.ChannelWrongStateError)
+"""Seconds for the runs in which an answer may try again without end."""
 
 
 def judge_send_all(send_all: Any) -> list[str]:
-    """Exercise 1: first with a queue that exists, then with one that does not."""
-    tasks = _texts()
-    with Bench() as bench:
-        queue = bench.new_queue()
-        called = bench.call(send_all, bench.connect, queue, list(tasks))
-        called.raise_if_failed("What can go wrong")
-        claimed = _list_of(tasks, called, TASK_1)
-        arrived = bench.take_all(queue)
-        _check_connections(bench, called, len(claimed), len(arrived))
-        _check_addressed(bench, queue)
-        _check_all_arrived(tasks, claimed, [text for _, text in arrived])
-        _check_persistent(arrived)
-        confirms = bench.count("Basic.Ack", from_client=False)
-        evidence = [
-            f"{len(tasks)} tasks on one connection: confirmed {confirms}, "
-            f"in the queue {len(arrived)}, claimed {len(claimed)}"
-        ]
-        if not bench.count("Connection.Close"):
-            evidence.append(
-                "you left the connection open: `with connect() as connection:` closes it"
-            )
-    evidence += _judge_without_a_queue(send_all)
-    if not confirms:
-        raise Incorrect(
-            "Your list is right, but nobody told you so.",
-            "You never asked the broker to confirm. This time all arrived. When the connection "
-            "breaks in between, you claim tasks that are not there.",
-            evidence=[f"{len(tasks)} tasks: confirmed 0, claimed {len(claimed)}"],
-            look_at=CONFIRMS,
-        )
+    """Exercise 1, in runs where all is well and in runs where something fails."""
+    later = Findings()
+    evidence = _send(send_all, some_texts(25, 45), later)
+    evidence += _send_to_a_missing_queue(send_all)
+    later.raise_first()
+    evidence += _send_to_a_full_queue(send_all, later)
+    _send_while_the_queue_is_deleted(send_all)
+    for texts in ([], some_texts(1, 1), some_texts(100, 150)):
+        _send(send_all, texts, later)
+    later.raise_first()
     return evidence
 
 
-def _judge_without_a_queue(send_all: Any) -> list[str]:
-    tasks = _texts()
+def _send(send_all: Any, texts: list[str], later: Findings) -> list[str]:
     with Bench() as bench:
-        missing = bench.new_queue(declare=False)
+        run = PublisherRun(bench, bench.new_queue(), texts, TASK_1)
+        run.fill(draw.randint(2, 5))
+        run.call(send_all)
+        run.collect()
+        run.called.raise_if_failed(WRONG)
+        run.check_way()
+        run.check_list()
+        run.check_messages()
+        run.check_number()
+        run.check_complete()
+        later.note(run.check_told)
+        later.note(check_nothing_is_left, bench, run.queue, TASK_1)
+        later.note(check_objects, bench, TASK_1)
+        return [run.numbers]
+
+
+def _send_to_a_missing_queue(send_all: Any) -> list[str]:
+    with Bench() as bench:
+        run = PublisherRun(bench, bench.new_queue(declare=False), some_texts(5, 10), TASK_1)
         try:
-            called = bench.call(send_all, bench.connect, missing, list(tasks), timeout_s=BOUND_S)
+            run.call(send_all, BOUND_S)
         except DidNotReturn as endless:
             raise Incorrect(
                 "You try again until a queue takes the task, and there is none.",
                 f"A queue was named that does not exist. {endless.message}",
-                evidence=[f"messages sent: {bench.count('Basic.Publish')}", *endless.evidence],
+                evidence=[f"messages sent: {len(run.sent)}", *endless.evidence],
                 look_at=NOWHERE,
             ) from None
-        sent = bench.count("Basic.Publish")
-        confirms = bench.count("Basic.Ack", from_client=False)
         returned = bench.count("Basic.Return", from_client=False)
-        numbers = f"no such queue: sent {sent}, confirmed {confirms}, sent back {returned}"
-        if isinstance(called.error, pika.exceptions.UnroutableError):
+        numbers = f"no such queue: sent {len(run.sent)}, returned {returned}"
+        if isinstance(run.called.error, pika.exceptions.UnroutableError):
             raise Incorrect(
                 "The first task that comes back ends your function.",
                 "There was no queue, and you were told: UnroutableError. Nobody caught it, so "
@@ -84,154 +101,244 @@ def _judge_without_a_queue(send_all: Any) -> list[str]:
                 evidence=[numbers],
                 look_at=NOWHERE,
             )
-        called.raise_if_failed(NOWHERE)
-        claimed = _list_of(tasks, called, TASK_1)
-        if _declared(bench, missing):
+        run.called.raise_if_failed(NOWHERE)
+        if bench.exists(run.queue):
             raise Incorrect(
                 "You made the queue that was missing.",
                 "Now it is there, and nobody reads it. A spelling mistake in the name would be "
-                "a new queue full of lost work. Send without declaring, and tell what came back.",
-                evidence=[
-                    f"{len(bench.take_all(missing))} messages wait in a queue of your making"
-                ],
+                "a new queue full of lost work. Send without declaring, and report what came back.",
+                evidence=[f"{len(bench.take_all(run.queue))} messages wait in a queue of your own"],
                 look_at=NOWHERE,
             )
-        if not claimed:
-            return [f"{numbers}, claimed 0"]
-        numbers += f", claimed {len(claimed)}"
-        if returned and not confirms:
-            raise Incorrect(
-                "The tasks came back, and you were not listening.",
-                "The queue did not exist. With mandatory the broker sends back what no queue "
-                "wants, and without confirms basic_publish has returned by then.",
-                evidence=[numbers],
-                look_at=NOWHERE,
-            )
-        if not confirms:
-            raise Incorrect(
-                "You claim tasks although nobody has confirmed them.",
-                f"The queue did not exist. You claim {len(claimed)} tasks, and all are gone. That "
-                "basic_publish returns says only that bytes were handed over.",
-                evidence=[numbers],
-                look_at=CONFIRMS,
-            )
-        if not returned:
-            raise Incorrect(
-                "Confirmed is not routed.",
-                f"The queue did not exist. The broker confirmed {confirms} tasks, which says that "
-                "it has dealt with them: it threw them away. It sends them back only if you ask.",
-                evidence=[numbers],
-                look_at=NOWHERE,
-            )
+        run.check_list()
+        _check_routed(run, f"{numbers}, claimed {len(run.claimed)}", "The queue did not exist.")
+        return [numbers]
+
+
+def _check_routed(run: PublisherRun, numbers: str, why: str) -> None:
+    """Raise Incorrect if a task is claimed that no queue has got."""
+    routed = run.keys_of(p for p in run.sent if p.is_taken() and p.method.method.mandatory)
+    claimed = Counter(run.claimed) - routed
+    if not claimed:
+        return
+    of_these = [p for p in run.sent if run.key_of(p.method.properties, p.method.body) in claimed]
+    mandatory, asked = (any(p.method.method.mandatory for p in of_these),
+                        all(p.asked for p in of_these))  # fmt: skip
+    if mandatory and not asked:
         raise Incorrect(
-            "You are told that a task is lost, and claim it all the same.",
-            f"The queue did not exist. {returned} tasks came back, each as an UnroutableError. "
-            "Whoever catches the error must leave that task out of the list.",
+            "The tasks came back, and you were not listening.",
+            f"{why} With mandatory the broker returns what no queue wants, and without confirms "
+            "basic_publish has returned by then.",
             evidence=[numbers],
             look_at=NOWHERE,
         )
+    if not asked:
+        run.check_told()
+    if not mandatory:
+        raise Incorrect(
+            "Confirmed is not routed.",
+            f"{why} The broker confirmed all the same: it has dealt with the messages, by throwing "
+            "them away. It returns them only if you ask for that.",
+            evidence=[numbers],
+            look_at=NOWHERE,
+        )
+    raise Incorrect(
+        "You are told that a task is lost, and claim it all the same.",
+        f"{why} Each task came back, in pika as an UnroutableError. When you catch the error, "
+        "leave that task out of the list.",
+        evidence=[numbers],
+        look_at=NOWHERE,
+    )
+
+
+def _send_to_a_full_queue(send_all: Any, later: Findings) -> list[str]:
+    """A queue that refuses what it has no room for; after each refusal a worker takes one out."""
+    texts = some_texts(12, 18)
+    with Bench() as bench:
+        run = _full_queue(bench, texts, TASK_1)
+        run.call(send_all)
+        run.collect()
+        refused = bench.count("Basic.Nack", from_client=False)
+        if any(p.asked == "a transaction" for p in run.sent):
+            run.check_told_if_any()
+            return []  # the broker closes the channel, and never says which of the tasks it took
+        if run.called.error is not None:
+            if refused and type(run.called.error).__module__ != "builtins":
+                raise Incorrect(
+                    "The first task that the broker refuses ends your function.",
+                    "The queue was full, and you were told: a nack, in pika a NackError. Nobody "
+                    "caught it, so the list of those that it took is lost.",
+                    evidence=[f"{run.numbers}, refused {refused}", show(run.called.error)],
+                    look_at=CONFIRMS,
+                )
+            run.called.raise_if_failed(WRONG)
+        run.check_list()
+        run.check_told()
+        run.check_complete()
+        if never := Counter(run.keys) - run.keys_of(run.sent):
+            raise Incorrect(
+                "You do not send all the tasks.",
+                "The broker refused one, and you stopped. It had room again for later ones.",
+                evidence=[run.numbers, f"never sent: {some(map(show, never))}"],
+                look_at=TASK_1,
+            )
+        later.note(check_nothing_is_left, bench, run.queue, TASK_1)
+        return [f"a full queue: {run.numbers}, refused {refused}"]
+
+
+def _full_queue(bench: Bench, tasks: list[str] | dict[str, str], look_at: str) -> PublisherRun:
+    earlier = 2 * len(tasks)
+    limits = {"x-max-length": earlier + draw.randint(3, 6), "x-overflow": "reject-publish"}
+    run = PublisherRun(bench, bench.new_queue(limits), tasks, look_at)
+    run.fill(earlier)
+
+    def make_room(method: Method) -> None:
+        if method.name == "Basic.Nack" and not method.from_client:
+            run.take_one()
+
+    bench.on_method = make_room
+    return run
+
+
+def _send_while_the_queue_is_deleted(send_all: Any) -> None:
+    """To look first whether the queue is there says nothing about a moment later."""
+    texts = some_texts(20, 30)
+    last = draw.randint(3, 15)
+    with Bench() as bench:
+        run = PublisherRun(bench, bench.new_queue(), texts, TASK_1)
+
+        def delete(method: Method) -> None:
+            if method.name == "Basic.Publish" and bench.count("Basic.Publish") == last + 1:
+                with bench.channel() as channel:
+                    channel.queue_delete(run.queue)
+
+        bench.on_method = delete
+        with contextlib.suppress(DidNotReturn):
+            run.call(send_all, BOUND_S)
+        if run.called.error is None and isinstance(run.called.value, list | tuple):
+            run.check_list()
+            numbers = f"deleted after {last} tasks: {run.numbers}"
+            _check_routed(run, numbers, "The queue was deleted while you were sending.")
 
 
 def judge_through_a_cut(send_all_through_a_cut: Any) -> list[str]:
-    """Exercise 2: the connection is cut after a random message, whose confirm is lost."""
-    tasks = {f"{random.randrange(16**8):08x}": text for text in _texts()}
-    cut_at = random.randint(len(tasks) // 3, 2 * len(tasks) // 3)
+    """Exercise 2: with a cut after a random message, whose confirm is lost, and without."""
+    later = Findings()
+    tasks = _with_ids(some_texts(20, 40))
+    cut_at = draw.randint(len(tasks) // 4, 3 * len(tasks) // 4)
+    evidence = _send_through(send_all_through_a_cut, tasks, cut_at, later)
+    _send_through(send_all_through_a_cut, _with_ids(some_texts(1, 1)), 1, later)
+    for texts in (some_texts(5, 60), []):
+        _send_through(send_all_through_a_cut, _with_ids(texts), None, later)
+    with Bench() as bench:  # a refusal was not announced: only what is claimed counts
+        run = _full_queue(bench, _with_ids(some_texts(10, 15)), TASK_2)
+        with contextlib.suppress(DidNotReturn):
+            run.call(send_all_through_a_cut, BOUND_S)
+            run.check_told_if_any()
+    later.raise_first()
+    return evidence
+
+
+def _with_ids(texts: list[str]) -> dict[str, str]:
+    return {f"{draw.randrange(16**8):08x}": text for text in texts}
+
+
+def _send_through(
+    function: Any, tasks: dict[str, str], cut_at: int | None, later: Findings
+) -> list[str]:
     with Bench() as bench:
-        queue = bench.new_queue()
-        bench.cut_after(cut_at)
-        called = _call_through_a_cut(bench, send_all_through_a_cut, queue, tasks, cut_at)
-        claimed = _list_of(tasks, called, TASK_2)
-        arrived = bench.take_all(queue)
-        _check_connections(bench, called, len(claimed), len(arrived), allowed=len(tasks) // 2)
-        _check_ids(tasks, arrived)
-        _check_persistent(arrived)
-        copies = Counter(properties.message_id for properties, _ in arrived)
-        _check_claims_after_a_cut(bench, tasks, claimed, set(copies), cut_at)
-        _check_sent_again(bench, claimed, cut_at)
-        doubled = [task_id for task_id, number in copies.items() if number > 1]
-        known = _confirms_before(bench, cut_at)
-        if len(arrived) - len(copies) > cut_at - known:
+        run = PublisherRun(bench, bench.new_queue(), tasks, TASK_2)
+        if cut_at:
+            bench.cut_after(cut_at)
+        where = f"cut after message {cut_at} of {len(tasks)}"
+        try:
+            run.call(function, BOUND_S + 2)
+        except DidNotReturn as endless:
+            if bench.cuts != 1 or bench.connections != 1:
+                raise
+            raise Incorrect(
+                "You try again on the connection that is gone.",
+                "A connection that was cut does not come back, nor do its channels: each new "
+                f"attempt fails at once. Open a new one with connect(). {endless.message}",
+                evidence=[f"{where}; connections opened: 1", *endless.evidence],
+                look_at=WRONG,
+            ) from None
+        error = run.called.error
+        if isinstance(error, OSError) or (
+            error is not None and bench.cuts and type(error).__module__ != "builtins"
+        ):
+            raise Incorrect(
+                "The cut ends your function.",
+                f"{type(error).__name__} came out of it, and nobody knows now which tasks are "
+                "in the queue. Catch it where you send, and go on with a new connection.",
+                evidence=[f"{where}; connections opened: {bench.connections}"],
+                look_at=WRONG,
+            )
+        run.called.raise_if_failed(CUT)
+        run.collect()
+        run.check_way(connections=max(2, len(tasks) // 2))
+        run.check_list()
+        run.check_messages()
+        _check_after_a_cut(run, where)
+        run.check_number()
+        run.check_told()
+        run.check_complete()
+        later.note(check_nothing_is_left, bench, run.queue, TASK_2)
+        later.note(check_objects, bench, TASK_2)
+        twice = [key for key, times in run.keys_of(run.sent).items() if times > 1]
+        return [
+            f"{where}; connections opened: {bench.connections}",
+            run.numbers,
+            *(f"{each} was sent twice, with the same id: a worker can tell" for each in twice[:3]),
+        ]
+
+
+def _check_after_a_cut(run: PublisherRun, where: str) -> None:
+    """Raise Incorrect for what a cut makes people claim, drop or send again."""
+    numbers = f"{where}: {run.numbers}"
+    first: dict[str, Publication] = {}
+    for each in run.sent:
+        key = run.key_of(each.method.properties, each.method.body)
+        earlier = first.get(key or "")
+        if earlier is not None and earlier.answered_at < each.method.at and earlier.is_taken():
             raise Incorrect(
                 "You send again what was confirmed already.",
-                f"Before the cut {known} tasks were confirmed: those are safe. After it you sent "
-                f"them again, and a worker has {len(doubled)} tasks to recognise as double.",
-                evidence=[
-                    f"{len(tasks)} tasks: messages in the queue {len(arrived)}, "
-                    f"{len(doubled)} tasks are in it more than once"
-                ],
+                "What is confirmed is safe. A worker would have to recognise each copy.",
+                evidence=[numbers, f"confirmed, and sent again: {key}"],
                 look_at=LIBRARY,
             )
-        evidence = [
-            f"cut after message {cut_at}, whose confirm was lost; "
-            f"connections opened: {bench.connections}",
-            f"{len(tasks)} tasks: in the queue {len(copies)}, claimed {len(claimed)}",
-        ]
-        evidence += [
-            f"{each} is there twice, with the same id: a worker can tell" for each in doubled
-        ]
-        return evidence
-
-
-def _call_through_a_cut(
-    bench: Bench, function: Any, queue: str, tasks: dict[str, str], cut_at: int
-) -> Call:
-    where = f"cut after message {cut_at} of {len(tasks)}"
-    try:
-        called = bench.call(function, bench.connect, queue, dict(tasks), timeout_s=BOUND_S)
-    except DidNotReturn as endless:
-        if bench.cuts != 1 or bench.connections != 1:
-            raise
+        is_same = earlier is not None and earlier.method.connection == each.method.connection
+        if earlier is not None and is_same and not (earlier.returned or earlier.answer == "nack"):
+            raise Incorrect(
+                "You send a task again before its answer has come.",
+                "On the same connection the answer to the first is still on its way.",
+                evidence=[numbers, f"sent again: {key}"],
+                look_at=LIBRARY,
+            )
+        if key is not None:
+            first[key] = each
+    asked = all(each.asked for each in run.sent)
+    untold = set(run.claimed) - set(run.taken)
+    unknown = {key for key, each in first.items() if each.method.reached and not each.answer}
+    if asked and untold and untold <= unknown and len(untold) == 1:
         raise Incorrect(
-            "You try again on the connection that is gone.",
-            "A connection that was cut does not come back, nor do its channels: each new attempt "
-            f"fails at once. Open a new one with connect(). {endless.message}",
-            evidence=[f"{where}; connections opened: 1", *endless.evidence],
-            look_at="What can go wrong",
-        ) from None
-    if bench.cuts and isinstance(called.error, CUT_ERRORS):
-        raise Incorrect(
-            "The cut ends your function.",
-            f"{type(called.error).__name__} came out of it, and nobody knows now which tasks are "
-            "in the queue. Catch it where you send, and go on with a new connection.",
-            evidence=[f"{where}; connections opened: {bench.connections}"],
-            look_at="What can go wrong",
+            "You claim the task whose confirm was lost, without sending it again.",
+            "This time it had arrived before the cut. Nobody told you so: the next time it is "
+            "lost. Send it again with the same id, and claim it when that is confirmed.",
+            evidence=[numbers, f"sent once, and its confirm never came: {some(untold)}"],
+            look_at=LIBRARY,
         )
-    called.raise_if_failed(CUT)
-    return called
-
-
-def _check_claims_after_a_cut(
-    bench: Bench, tasks: dict[str, str], claimed: list[str], there: set[str], cut_at: int
-) -> None:
-    numbers = f"{len(tasks)} tasks, cut after {cut_at}: in the queue {len(there)}, "
-    numbers += f"claimed {len(claimed)}"
-    lost = set(claimed) - there
-    asked = bench.count("Confirm.Select")
-    if lost and not asked:
-        raise Incorrect(
-            "You claim tasks although nobody has confirmed them.",
-            f"{len(lost)} of them were lost with the connection. Without confirms basic_publish "
-            "returns as if all were well.",
-            evidence=[numbers, f"claimed and not there: {some(lost)}"],
-            look_at=CUT,
-        )
-    if lost:
+    if asked and untold:
         raise Incorrect(
             "You swallow the error and count the task as sent.",
-            f"After the cut basic_publish raised an error for each of {len(lost)} tasks. They are "
-            "in your list, and not in the queue.",
-            evidence=[numbers, f"claimed and not there: {some(lost)}"],
+            f"After the cut basic_publish raised an error for each of {len(untold)} tasks. They "
+            "are in your list, and nobody has confirmed them.",
+            evidence=[numbers, f"claimed and not confirmed: {some(untold)}"],
             look_at=CUT,
         )
-    if not asked:
-        raise Incorrect(
-            "Your list is right, but nobody told you so.",
-            "You never asked the broker to confirm, so you cannot know what to send again.",
-            evidence=[f"{numbers}, confirmed 0"],
-            look_at=CONFIRMS,
-        )
-    left_out = set(tasks) - set(claimed)
-    if len(left_out) == 1:
+    run.check_told()
+    left_out = set(run.keys) - set(run.claimed) - set(run.taken)
+    if left_out and left_out <= unknown and len(left_out) == 1:
         raise Incorrect(
             "You drop the task whose confirm was lost.",
             "It was on its way when the connection was cut, so it may be in the queue or not. "
@@ -240,198 +347,14 @@ def _check_claims_after_a_cut(
             evidence=[numbers, f"not claimed: {some(left_out)}"],
             look_at=LIBRARY,
         )
-    if left_out - there:
+    if left_out and set(run.claimed) <= set(run.taken) and run.bench.cuts:
         raise Incorrect(
             "Your list is true, and the rest was never sent.",
             "That is the harder half: you claim nothing that is not there. Now open a new "
             "connection after the cut, and send what was not confirmed.",
-            evidence=[numbers, f"connections opened: {bench.connections}"],
+            evidence=[numbers, f"connections opened: {run.bench.connections}"],
             look_at=LIBRARY,
         )
-    if left_out:
-        raise _leaves_out(left_out, numbers, TASK_2)
-
-
-def _check_sent_again(bench: Bench, claimed: list[str], cut_at: int) -> None:
-    published = [said for said in bench.said if said.name == "Basic.Publish" and said.properties]
-    ids = [said.properties.message_id for said in published]
-    unknown = ids[cut_at - 1]
-    if bench.cuts and unknown in claimed and ids.count(unknown) == 1:
-        raise Incorrect(
-            "You claim the task whose confirm was lost, without sending it again.",
-            "This time it had arrived before the cut. Nobody told you so: the next time it is "
-            "lost. Send it again with the same id, and claim it when that is confirmed.",
-            evidence=[f"task {unknown} was sent once, and its confirm never came"],
-            look_at=LIBRARY,
-        )
-
-
-def _check_connections(
-    bench: Bench, called: Call, claimed: int, arrived: int, allowed: int = 1
-) -> None:
-    opened = bench.connections
-    if not opened and arrived:
-        raise Incorrect(
-            "You do not use the connect() that your function is given.",
-            "The tasks came by another way, which the check cannot see. Call the first argument.",
-            evidence=[f"in the queue {arrived}, connections opened with connect(): 0"],
-            look_at=TASK_1 if allowed == 1 else TASK_2,
-        )
-    if not opened or not bench.count("Basic.Publish"):
-        raise Incorrect(
-            "You return a list, and send nothing.",
-            evidence=[f"sent {bench.count('Basic.Publish')}, in the queue {arrived}, "
-                      f"claimed {claimed}"],
-            look_at=BY_HAND,
-        )  # fmt: skip
-    if opened > allowed:
-        raise Incorrect(
-            "You open a connection for every task."
-            if opened >= arrived
-            else "You open more than one connection.",
-            "Each needs a login, which takes longer than the publish. All together took "
-            f"{called.seconds:.2f} s. Open one, and keep it.",
-            evidence=[f"connections opened: {opened}, for {arrived} messages in the queue"],
-            look_at=KEEP,
-        )
-
-
-def _check_addressed(bench: Bench, queue: str) -> None:
-    keys = {said.method.routing_key for said in bench.said if said.name == "Basic.Publish"}
-    if keys and queue not in keys:
-        raise Incorrect(
-            "You send to another queue than the one that you are given.",
-            "Use the argument queue, not a name of the page's: the check has a queue of its own.",
-            evidence=[f"given: {queue}, sent to: {some(map(repr, keys))}"],
-            look_at=TASK_1,
-        )
-
-
-def _check_all_arrived(tasks: list[str], claimed: list[str], texts: list[str]) -> None:
-    numbers = f"{len(tasks)} tasks: in the queue {len(texts)}, claimed {len(claimed)}"
-    if strangers := set(texts) - set(tasks):
-        raise _changed(f"task: {tasks[0]!r}, in the queue: {sorted(strangers)[0]!r:.80}")
-    if len(texts) > len(set(texts)):
-        raise Incorrect(
-            "You send tasks more than once.",
-            "Each of them is work that a worker would do again.",
-            evidence=[numbers],
-            look_at=BY_HAND,
-        )
-    if len(texts) < len(tasks):
-        raise Incorrect(
-            "You do not send all the tasks.",
-            evidence=[numbers, f"not in the queue: {some(set(tasks) - set(texts))}"],
-            look_at=TASK_1,
-        )
-    if left_out := set(tasks) - set(claimed):
-        raise _leaves_out(left_out, numbers, TASK_1)
-
-
-def _check_ids(tasks: dict[str, str], arrived: list[tuple[Any, str]]) -> None:
-    if strangers := {text for _, text in arrived} - set(tasks.values()):
-        raise _changed(
-            f"task: {next(iter(tasks.values()))!r}, in the queue: {sorted(strangers)[0]!r:.80}"
-        )
-    if not all(properties.message_id for properties, _ in arrived):
-        raise Incorrect(
-            "Your messages carry no id.",
-            "When one comes twice, a worker has no way to tell that it is the same task.",
-            evidence=[f"messages in the queue: {len(arrived)}, the first has message_id "
-                      f"{arrived[0][0].message_id!r}"],
-            look_at=LIBRARY,
-        )  # fmt: skip
-    wrong = [(p.message_id, text) for p, text in arrived if tasks.get(p.message_id) != text]
-    if wrong:
-        copies = Counter(text for _, text in arrived)
-        text = next((text for _, text in wrong if copies[text] > 1), wrong[0][1])
-        [own] = [task_id for task_id, each in tasks.items() if each == text]
-        found = [str(p.message_id) for p, each in arrived if each == text]
-        raise Incorrect(
-            "The id of a task changes on the way.",
-            "A task keeps its id, on every attempt. Otherwise a task that comes twice looks like "
-            "two tasks, and is done twice.",
-            evidence=[f"task {own} is in the queue as message_id {' and '.join(found)}"],
-            look_at=LIBRARY,
-        )
-
-
-def _check_persistent(arrived: list[tuple[Any, str]]) -> None:
-    transient = [text for properties, text in arrived if properties.delivery_mode != 2]
-    if transient:
-        raise Incorrect(
-            "Your messages would not survive a restart of the broker.",
-            "The queue is durable, the messages in it are not. Ask the broker to keep them on "
-            "disk.",
-            evidence=[f"messages in the queue: {len(arrived)}, not persistent: {len(transient)}"],
-            look_at=BY_HAND,
-        )
-
-
-def _list_of(tasks: Sequence[str] | dict[str, str], called: Call, look_at: str) -> list[str]:
-    """What the function claims, if it is a list of tasks (or of their ids), each at most once."""
-    value = called.value
-    what = "ids of the tasks" if isinstance(tasks, dict) else "tasks"
-    if not isinstance(value, list | tuple):
-        raise Incorrect(
-            "Your function does not return a list.",
-            f"A list of the {what} that are in the queue is asked for, an empty one included.",
-            evidence=[f"it returned {value!r:.80}"],
-            look_at=look_at,
-        )
-    strangers = [each for each in value if each not in list(tasks)]
-    if strangers:
-        raise Incorrect(
-            "Your list has something else in it than what you were given.",
-            f"It should hold {what}, as they came.",
-            evidence=[f"one of {len(strangers)}: {strangers[0]!r:.80}"],
-            look_at=look_at,
-        )
-    if len(set(value)) < len(value):
-        raise Incorrect(
-            "Your list names a task more than once.",
-            evidence=[f"{len(value)} entries, {len(set(value))} different ones"],
-            look_at=look_at,
-        )
-    return list(value)
-
-
-def _leaves_out(left_out: set[str], numbers: str, look_at: str) -> Incorrect:
-    return Incorrect(
-        "Your list leaves out tasks that are in the queue.",
-        "Whoever reads it will send them again.",
-        evidence=[numbers, f"not claimed: {some(left_out)}"],
-        look_at=look_at,
-    )
-
-
-def _changed(evidence: str) -> Incorrect:
-    return Incorrect(
-        "What arrives is not what you were given.",
-        "The text of a task is the body of its message, as it is.",
-        evidence=[evidence],
-        look_at=BY_HAND,
-    )
-
-
-def _declared(bench: Bench, queue: str) -> bool:
-    declared = [said.method for said in bench.said if said.name == "Queue.Declare"]
-    return any(method.queue == queue and not method.passive for method in declared)
-
-
-def _confirms_before(bench: Bench, cut_at: int) -> int:
-    """How many messages the client knew to be confirmed when it sent the one before the cut."""
-    published = [said for said in bench.said if said.name == "Basic.Publish"]
-    tags = [
-        said.method.delivery_tag
-        for said in bench.said
-        if said.name == "Basic.Ack" and said.at < published[cut_at - 1].at
-    ]
-    return max(tags, default=0)
-
-
-def _texts() -> list[str]:
-    return [f"report {n:06}" for n in random.sample(range(10**6), random.randint(20, 40))]
 
 
 ex1 = Exercise(
@@ -444,8 +367,10 @@ ex1 = Exercise(
         "tell you so?",
         '`channel.confirm_delivery()` once, then for each task `channel.basic_publish("", queue, '
         "task, PERSISTENT, mandatory=True)`. One of two things happens: it returns, or it raises.",
-        "Put `try` and `except pika.exceptions.UnroutableError` round the publish of *one* task, "
-        "inside the loop. Append the task to your list only if nothing was raised.",
+        "Put `try` around the publish of *one* task, inside the loop, and append the task to your "
+        "list only if nothing was raised. It raises `pika.exceptions.UnroutableError` if no queue "
+        "wanted the task, and `pika.exceptions.NackError` if the queue refused it, for example "
+        "because it is full.",
     ],
 )
 
@@ -457,11 +382,12 @@ ex2 = Exercise(
         "Start from exercise 1, and keep two things: the ids that are confirmed, and the tasks "
         "that are not yet. Only the second are sent after the cut.",
         "The cut shows as an exception from `basic_publish`: `pika.exceptions.AMQPConnectionError` "
-        "covers its kinds. Put `try` round everything that happens on one connection, from "
-        "`connect()` on, and a loop of a few attempts round that.",
+        "covers its kinds. Put `try` around everything that happens on one connection, from "
+        "`connect()` on, and a loop of a few attempts around that. Confirms have to be asked for "
+        "on every connection.",
         "Each message gets `pika.BasicProperties(message_id=task_id, "
         "delivery_mode=pika.DeliveryMode.Persistent)`. When its publish has returned, append the "
-        "id to the confirmed ones and take it out of those that wait. The one that was on its way "
+        "id to the confirmed ones and remove it from those that wait. The one that was on its way "
         "at the cut still waits: it is sent again, with the same id.",
     ],
 )

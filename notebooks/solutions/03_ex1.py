@@ -11,7 +11,7 @@ def send_all(connect, queue, tasks):
         for task in tasks:
             try:
                 channel.basic_publish("", queue, task, persistent, mandatory=True)
-            except pika.exceptions.UnroutableError:
-                continue  # no queue wanted it
+            except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
+                continue  # no queue wanted it, or the queue refused it
             in_the_queue.append(task)
     return in_the_queue

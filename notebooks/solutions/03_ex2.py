@@ -16,7 +16,7 @@ def send_all_through_a_cut(connect, queue, tasks):
                         channel.basic_publish("", queue, text, same_id, mandatory=True)
                         confirmed.append(task_id)
                         del waiting[task_id]
-        except pika.exceptions.AMQPConnectionError:
+        except (pika.exceptions.AMQPConnectionError, pika.exceptions.NackError):
             continue  # the one on its way is still waiting, and is sent again with its id
         break
     return confirmed

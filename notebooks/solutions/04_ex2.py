@@ -7,6 +7,8 @@ def work_until(connect, queue, closing, work):
     done = []
 
     def on_task(channel, method, _properties, body):
+        if closing.is_set():
+            return  # not acknowledged, so it goes back when the connection is closed
         task_id = json.loads(body)["task_id"]
         work(task_id)
         channel.basic_ack(method.delivery_tag)

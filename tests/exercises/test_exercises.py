@@ -7,26 +7,24 @@ its own in test_exercises_core.py.
 from __future__ import annotations
 
 import ast
-import contextlib
 import inspect
 import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-import pika
 import pytest
 
-from mqlab.exercises import page_03
 from mqlab.exercises.engine.exercise import CORRECT, INCORRECT, NOT_ATTEMPTED, NOT_CHECKED, Exercise
 from mqlab.settings import Settings
 from tests import exercise_table as table
 from tests import wrong_answers
 from tests.helpers import eventually, free_port, management
-from tests.wrong_answers import Wrong
+from tests.wrong_answers import Right, Wrong
 
 EXERCISES = [exercise for page in table.PAGES for exercise in table.exercises(page)]
 WRONG = [wrong for exercise in EXERCISES for wrong in wrong_answers.of(exercise)]
+RIGHT = [right for exercise in EXERCISES for right in wrong_answers.right_to(exercise)]
 
 
 def name_of(exercise: Exercise) -> str:
@@ -92,45 +90,24 @@ def test_a_wrong_answer_is_told_what_is_wrong(wrong: Wrong) -> None:
     assert result.look_at in headings(wrong.exercise.page), result
 
 
-def takes_them_out(connect: Any, queue: str, tasks: list[str]) -> list[str]:
-    there, connection = [], connect()  # which stays open
-    channel = connection.channel()
-    channel.confirm_delivery()
-    while tasks:
-        task = tasks.pop()
-        with contextlib.suppress(pika.exceptions.UnroutableError):
-            channel.basic_publish("", queue, task, pika.BasicProperties(delivery_mode=2), True)
-            there.append(task)
-    return there
-
-
-def takes_them_out_through_a_cut(connect: Any, queue: str, tasks: dict[str, str]) -> list[str]:
-    there: list[str] = []
-    while tasks:
-        with contextlib.suppress(pika.exceptions.AMQPError):
-            channel = connect().channel()
-            channel.confirm_delivery()
-            for task_id in list(tasks):
-                properties = pika.BasicProperties(message_id=task_id, delivery_mode=2)
-                channel.basic_publish("", queue, tasks[task_id], properties)
-                there.append(task_id)
-                del tasks[task_id]
-    return there
-
-
 @pytest.mark.parametrize(
-    ("exercise", "answer"),
-    [(page_03.ex1, takes_them_out), (page_03.ex2, takes_them_out_through_a_cut)],
-    ids=["03-ex1", "03-ex2"],
+    "right", RIGHT, ids=[f"{name_of(right.exercise)}: {right.name}" for right in RIGHT]
 )
-def test_an_answer_may_use_up_what_it_is_given(exercise: Exercise, answer: Any) -> None:
-    result = exercise.check(answer)
+def test_a_right_answer_is_correct_whatever_its_style(right: Right) -> None:
+    result = right.exercise.check(right.answer)
     assert result.outcome == CORRECT, result
 
 
 @every_exercise
-def test_there_are_three_wrong_answers_of_three_kinds(exercise: Exercise) -> None:
-    assert len({wrong.headline for wrong in wrong_answers.of(exercise)}) >= 3
+def test_there_are_five_kinds_of_wrong_answers_each_with_a_question(exercise: Exercise) -> None:
+    wrong = wrong_answers.of(exercise)
+    assert len({each.headline for each in wrong}) >= 5
+    assert [each.name for each in wrong if not each.ask.endswith("?")] == []
+
+
+@every_exercise
+def test_there_are_three_right_answers(exercise: Exercise) -> None:
+    assert len(wrong_answers.right_to(exercise)) >= 3
 
 
 @every_exercise

@@ -2,14 +2,18 @@
 
 # ruff: noqa: ARG001
 
+import contextlib
 import json
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from mqlab import BackgroundConsumer
 from mqlab.exercises.page_04 import ex1, ex2
-from tests.wrong_answers import wrong
+from tests.wrong_answers import right, wrong
+
+kept = []
 
 
 def consume(connect, queue, on_task, prefetch=1, **options):
@@ -21,11 +25,30 @@ def consume(connect, queue, on_task, prefetch=1, **options):
         channel.start_consuming()
 
 
+def does_them(connect, queue, count, work):
+    """Do ``count`` tasks, as it should be."""
+    done = []
+
+    def on_task(channel, method, properties, body):
+        work(id_of(body))
+        channel.basic_ack(method.delivery_tag)
+        done.append(id_of(body))
+        if len(done) == count:
+            channel.stop_consuming()
+
+    consume(connect, queue, on_task)
+    return done
+
+
 def id_of(body):
     return json.loads(body)["task_id"]
 
 
-@wrong(ex1, "With auto_ack a task counts as done when it is sent to you.")
+@wrong(
+    ex1,
+    "With auto_ack a task counts as done when it is sent to you.",
+    ask="If your process dies now, who has the task?",
+)
 def takes_auto_ack(connect, queue, count, work):
     """auto_ack, since it is less to write"""
     done = []
@@ -40,7 +63,11 @@ def takes_auto_ack(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "You acknowledged before the work was done.")
+@wrong(
+    ex1,
+    "You acknowledged before the work was done.",
+    ask="If your process dies between these two lines, who has the task?",
+)
 def acks_first(connect, queue, count, work):
     """Acknowledges first, works then"""
     done = []
@@ -56,7 +83,11 @@ def acks_first(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "The broker never heard that your work is done.")
+@wrong(
+    ex1,
+    "The broker never heard that your work is done.",
+    ask="What will it do with these tasks when you leave?",
+)
 def never_acks(connect, queue, count, work):
     """No acknowledgement, and no prefetch that would show it"""
     done = []
@@ -71,7 +102,11 @@ def never_acks(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "The id has changed on the way.")
+@wrong(
+    ex1,
+    "The id has changed on the way.",
+    ask="With which id will the user ask for the report?",
+)
 def makes_new_ids(connect, queue, count, work):
     """A fresh id for each task"""
     done = []
@@ -87,7 +122,11 @@ def makes_new_ids(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Your worker never stops.")
+@wrong(
+    ex1,
+    "Your worker never stops.",
+    ask="Who is to tell it that this was the last?",
+)
 def never_stops(connect, queue, count, work):
     """start_consuming, and nobody who ends it"""
     done = []
@@ -101,7 +140,11 @@ def never_stops(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "You left a consumer behind.")
+@wrong(
+    ex1,
+    "You left a consumer behind.",
+    ask="Who gets the next task that is sent?",
+)
 def leaves_the_consumer(connect, queue, count, work):
     """BackgroundConsumer, started and never stopped"""
     consumer = BackgroundConsumer(lambda task: work(task.task_id), queue=queue).start()
@@ -109,7 +152,11 @@ def leaves_the_consumer(connect, queue, count, work):
     return [record.task_id for record in records]
 
 
-@wrong(ex1, "You went on waiting when the work was done.")
+@wrong(
+    ex1,
+    "You went on waiting when the work was done.",
+    ask="How do you know how long to sleep?",
+)
 def sleeps(connect, queue, count, work):
     """Sleeps long enough instead of waiting"""
     with BackgroundConsumer(lambda task: work(task.task_id), queue=queue) as consumer:
@@ -117,7 +164,11 @@ def sleeps(connect, queue, count, work):
     return [record.task_id for record in consumer.records]
 
 
-@wrong(ex1, "You stopped before the work was done.")
+@wrong(
+    ex1,
+    "You stopped before the work was done.",
+    ask="Does an empty queue mean that no more will come?",
+)
 def takes_what_is_there(connect, queue, count, work):
     """Takes an empty queue for the end"""
     done = []
@@ -130,7 +181,11 @@ def takes_what_is_there(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Two threads use one connection.")
+@wrong(
+    ex1,
+    "Two threads use one connection.",
+    ask="Which thread owns it? How do you ask the owner?",
+)
 def acks_from_other_threads(connect, queue, count, work):
     """A thread for each task, which works and acknowledges"""
     done = []
@@ -152,7 +207,11 @@ def acks_from_other_threads(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Nobody did the work.")
+@wrong(
+    ex1,
+    "Nobody did the work.",
+    ask="Which line makes the report?",
+)
 def reads_ids_only(connect, queue, count, work):
     """Returns the ids without the work"""
     done = []
@@ -167,7 +226,11 @@ def reads_ids_only(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "You acknowledged a delivery twice, or on another channel.")
+@wrong(
+    ex1,
+    "You acknowledged a delivery twice, or on another channel.",
+    ask="How often may one task be reported as done?",
+)
 def acks_twice(connect, queue, count, work):
     """Acknowledges once in the callback, and all again at the end"""
     done, tags = [], []
@@ -186,7 +249,11 @@ def acks_twice(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Your handler raised an error.")
+@wrong(
+    ex1,
+    "Your handler raised an error.",
+    ask="What is it that your handler is given?",
+)
 def takes_a_task_for_a_dict(connect, queue, count, work):
     """Takes the library's Task for a dict"""
     with BackgroundConsumer(lambda task: work(task["task_id"]), queue=queue) as consumer:
@@ -194,7 +261,11 @@ def takes_a_task_for_a_dict(connect, queue, count, work):
     return [record.task_id for record in records]
 
 
-@wrong(ex2, "Two threads use one connection.")
+@wrong(
+    ex2,
+    "Two threads use one connection.",
+    ask="Who may call stop_consuming, and who may ask for it?",
+)
 def stops_it_from_outside(connect, queue, closing, work):
     """Calls stop_consuming from the thread that waits"""
     done = []
@@ -216,7 +287,11 @@ def stops_it_from_outside(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "With auto_ack a task counts as done when it is sent to you.")
+@wrong(
+    ex2,
+    "With auto_ack a task counts as done when it is sent to you.",
+    ask="Where are the ones that you had and did not do?",
+)
 def takes_auto_ack_until(connect, queue, closing, work):
     """auto_ack: what was handed out and not done is gone"""
     done = []
@@ -231,7 +306,11 @@ def takes_auto_ack_until(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "Without a task, your loop never looks at the clock.")
+@wrong(
+    ex2,
+    "Without a task, your loop never looks at the clock.",
+    ask="When does your callback run, if no task comes?",
+)
 def asks_in_the_callback(connect, queue, closing, work):
     """Asks for closing in the callback only"""
     done = []
@@ -247,7 +326,11 @@ def asks_in_the_callback(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You went on after closing time.")
+@wrong(
+    ex2,
+    "You went on after closing time.",
+    ask="How many tasks had the broker handed you?",
+)
 def has_everything_already(connect, queue, closing, work):
     """No prefetch limit: the loop is busy with what is here already"""
     done = []
@@ -269,7 +352,11 @@ def has_everything_already(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You stopped before closing time.")
+@wrong(
+    ex2,
+    "You stopped before closing time.",
+    ask="Who said that it was time?",
+)
 def stops_when_it_is_empty(connect, queue, closing, work):
     """Takes an empty queue for closing time"""
     done = []
@@ -285,7 +372,11 @@ def stops_when_it_is_empty(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You left in the middle of a task.")
+@wrong(
+    ex2,
+    "You left in the middle of a task.",
+    ask="Was that task done, when you returned?",
+)
 def does_not_wait_for_its_thread(connect, queue, closing, work):
     """Returns at once at closing time, and the thread is still at it"""
     done = []
@@ -307,7 +398,11 @@ def does_not_wait_for_its_thread(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You acknowledged before the work was done.")
+@wrong(
+    ex2,
+    "You acknowledged before the work was done.",
+    ask="Which deliveries does multiple=True cover?",
+)
 def acks_all_at_the_end(connect, queue, closing, work):
     """One acknowledgement for all at the end, prefetched ones included"""
     done = []
@@ -324,7 +419,11 @@ def acks_all_at_the_end(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You did more than you tell.")
+@wrong(
+    ex2,
+    "You did more than your list says.",
+    ask="Which task is neither in your list nor in the queue?",
+)
 def forgets_the_last_one(connect, queue, closing, work):
     """Forgets the task that was being worked on at closing time"""
     done = []
@@ -339,4 +438,332 @@ def forgets_the_last_one(connect, queue, closing, work):
                 break
             if method is not None:
                 done.append(id_of(body))
+    return done
+
+
+@wrong(
+    ex1,
+    "You rejected tasks, and the broker threw them away.",
+    ask="What does the broker do with a message that is rejected and not requeued?",
+)
+def rejects_what_is_done(connect, queue, count, work):
+    """basic_reject(requeue=False), to be rid of it"""
+    done = []
+
+    def on_task(channel, method, properties, body):
+        work(id_of(body))
+        channel.basic_reject(method.delivery_tag, requeue=False)
+        done.append(id_of(body))
+        if len(done) == count:
+            channel.stop_consuming()
+
+    consume(connect, queue, on_task)
+    return done
+
+
+@wrong(
+    ex1,
+    "You gave back tasks that you had done.",
+    ask="Which of the three says that a task is done: ack, nack or reject?",
+)
+def nacks_what_is_done(connect, queue, count, work):
+    """basic_nack in place of basic_ack"""
+    done = []
+
+    def on_task(channel, method, properties, body):
+        if id_of(body) not in done:
+            work(id_of(body))
+            done.append(id_of(body))
+        channel.basic_nack(method.delivery_tag)
+        if len(done) == count:
+            channel.stop_consuming()
+
+    consume(connect, queue, on_task)
+    return done
+
+
+@wrong(
+    ex1,
+    "You emptied the queue.",
+    ask="Whose tasks would be in it?",
+)
+def purges_afterwards(connect, queue, count, work):
+    """A purge after the work, to leave a clean queue"""
+    done = does_them(connect, queue, count, work)
+    with connect() as connection:
+        connection.channel().queue_purge(queue)
+    return done
+
+
+@wrong(
+    ex1,
+    "You work on another queue than the one that you are given.",
+    ask="Where does that name come from, and which one were you handed?",
+)
+def works_on_the_pages_queue(connect, queue, count, work):
+    """The page's queue in place of the argument"""
+    return does_them(connect, "lesson_04_none_here", count, work)
+
+
+@wrong(
+    ex1,
+    "Your function raised TypeError.",
+    ask="What does basic_get return when the queue is empty?",
+)
+def trips_over_an_empty_queue(connect, queue, count, work):
+    """basic_get, without a look at what it returns"""
+    done = []
+    with connect() as connection:
+        channel = connection.channel()
+        while len(done) < count:
+            method, _, body = channel.basic_get(queue)
+            task_id = id_of(body)
+            work(task_id)
+            channel.basic_ack(method.delivery_tag)
+            done.append(task_id)
+    return done
+
+
+@wrong(
+    ex1,
+    "You do more tasks than you were asked for.",
+    ask="If there are more tasks than count, where should they be afterwards?",
+)
+def does_all_there_is(connect, queue, count, work):
+    """Stops when the queue is empty and enough is done"""
+    done = []
+    with connect() as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        for method, _, body in channel.consume(queue, inactivity_timeout=0.2):
+            if method is not None:
+                work(id_of(body))
+                channel.basic_ack(method.delivery_tag)
+                done.append(id_of(body))
+            elif len(done) >= count:
+                break
+        channel.cancel()
+    return done
+
+
+@wrong(
+    ex1,
+    "You left a connection open.",
+    ask="How many connections does the broker have after ten runs of your cell?",
+)
+def never_closes(connect, queue, count, work):
+    """A connection that is never closed"""
+    kept.append(connect())
+    return does_them(lambda: contextlib.nullcontext(kept[-1]), queue, count, work)
+
+
+@wrong(
+    ex2,
+    "You went on after closing time.",
+    ask="Where in your code do you ask whether it is closing time?",
+)
+def works_for_two_seconds(connect, queue, closing, work):
+    """Two seconds by the clock, and never a look at closing"""
+    done, end = [], time.monotonic() + 2
+    with connect() as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
+            if time.monotonic() > end:
+                break
+            if method is not None:
+                work(id_of(body))
+                channel.basic_ack(method.delivery_tag)
+                done.append(id_of(body))
+        channel.cancel()
+    return done
+
+
+@wrong(
+    ex2,
+    "You went on after closing time.",
+    ask="Which task is the last one that may begin?",
+)
+def begins_one_more(connect, queue, closing, work):
+    """Sees closing, and does one more task first"""
+    done, over = [], False
+    with connect() as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
+            if method is not None:
+                work(id_of(body))
+                channel.basic_ack(method.delivery_tag)
+                done.append(id_of(body))
+            if over:
+                break
+            over = closing.is_set()
+        channel.cancel()
+    return done
+
+
+@wrong(
+    ex2,
+    "You stopped before closing time.",
+    ask="What is `not closing`, if closing is an object?",
+)
+def asks_the_event_itself(connect, queue, closing, work):
+    """`while not closing`, without is_set()"""
+    done = []
+    with connect() as connection:
+        channel = connection.channel()
+        while not closing:
+            method, _, body = channel.basic_get(queue)
+            if method is not None:
+                work(id_of(body))
+                channel.basic_ack(method.delivery_tag)
+                done.append(id_of(body))
+    return done
+
+
+@right(ex1)
+def takes_one_at_a_time(connect, queue, count, work):
+    """basic_get in a loop, with a pause when there is nothing"""
+    done, end = [], time.monotonic() + 30
+    with connect() as connection:
+        channel = connection.channel()
+        while len(done) < count and time.monotonic() < end:
+            method, _, body = channel.basic_get(queue)
+            if method is None:
+                connection.sleep(0.02)
+                continue
+            work(id_of(body))
+            channel.basic_ack(method.delivery_tag)
+            done.append(id_of(body))
+    return done
+
+
+@right(ex1)
+def from_the_library(connect, queue, count, work):
+    """BackgroundConsumer: start, wait, stop"""
+    consumer = BackgroundConsumer(lambda task: work(task.task_id), queue=queue).start()
+    records = consumer.wait(count, timeout_s=30, show_progress=False)
+    consumer.stop()
+    return [record.task_id for record in records]
+
+
+@right(ex1)
+def in_the_background(connect, queue, count, work):
+    """A thread that owns the loop, asked to stop from outside"""
+    done, enough = [], threading.Event()
+
+    def on_task(channel, method, properties, body):
+        work(id_of(body))
+        channel.basic_ack(method.delivery_tag)
+        done.append(id_of(body))
+        if len(done) >= count:
+            enough.set()
+
+    connection = connect()
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(queue, on_task)
+    worker = threading.Thread(target=channel.start_consuming)
+    worker.start()
+    enough.wait(30)
+    connection.add_callback_threadsafe(channel.stop_consuming)
+    worker.join(10)
+    connection.close()
+    return done
+
+
+@right(ex1)
+def with_four_workers(connect, queue, count, work):
+    """Four threads with a connection each, which share a list"""
+    done, lock, begun = [], threading.Lock(), []
+
+    def loop():
+        with connect() as connection:
+            channel = connection.channel()
+            channel.basic_qos(prefetch_count=1)
+            for method, _, body in channel.consume(queue, inactivity_timeout=0.05):
+                if method is not None:
+                    with lock:
+                        if len(begun) >= count:
+                            return
+                        begun.append(id_of(body))
+                    work(id_of(body))
+                    channel.basic_ack(method.delivery_tag)
+                    done.append(id_of(body))
+                if len(done) >= count:
+                    return
+
+    threads = [threading.Thread(target=loop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return done
+
+
+@right(ex2)
+def looks_between_the_tasks(connect, queue, closing, work):
+    """A generator that looks at closing before each task"""
+    done = []
+    with connect() as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
+            if closing.is_set():
+                break
+            if method is not None:
+                work(id_of(body))
+                channel.basic_ack(method.delivery_tag)
+                done.append(id_of(body))
+        channel.cancel()
+    return done
+
+
+@right(ex2)
+def until_closing_from_the_library(connect, queue, closing, work):
+    """BackgroundConsumer with two workers"""
+    with BackgroundConsumer(lambda task: work(task.task_id), queue=queue, workers=2) as consumer:
+        closing.wait(60)
+    return [record.task_id for record in consumer.records if record.outcome == "done"]
+
+
+@right(ex2)
+def polls_until_closing(connect, queue, closing, work):
+    """basic_get in a loop until closing is set"""
+    done, connection = [], connect()
+    try:
+        channel = connection.channel()
+        while not closing.wait(0.01):
+            method, _, body = channel.basic_get(queue)
+            if method is not None:
+                work(id_of(body))
+                channel.basic_ack(method.delivery_tag)
+                done.append(id_of(body))
+    finally:
+        connection.close()
+    return set(done)
+
+
+@right(ex2)
+def works_beside_the_loop(connect, queue, closing, work):
+    """A pool does the work, and the loop's thread acknowledges"""
+    done = []
+    with connect() as connection, ThreadPoolExecutor(3) as pool:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=3)
+
+        def do(tag, task_id):
+            if not closing.is_set():
+                work(task_id)
+                done.append(task_id)
+                connection.add_callback_threadsafe(lambda: channel.basic_ack(tag))
+
+        def on_task(_channel, method, properties, body):
+            pool.submit(do, method.delivery_tag, id_of(body))
+
+        channel.basic_consume(queue, on_task)
+        while not closing.is_set():
+            connection.process_data_events(time_limit=0.05)
+        pool.shutdown()
+        connection.process_data_events(time_limit=0)
     return done

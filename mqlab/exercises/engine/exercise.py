@@ -41,6 +41,22 @@ class Incorrect(Exception):
         self.evidence, self.look_at = tuple(evidence), look_at
 
 
+class Findings(list[Incorrect]):
+    """Faults that wait until it is clear that there is no graver one."""
+
+    def note(self, check: Callable[..., object], *args: Any) -> None:
+        """Keep what ``check`` raises, if it raises Incorrect."""
+        try:
+            check(*args)
+        except Incorrect as wrong:
+            self.append(wrong)
+
+    def raise_first(self) -> None:
+        """Raise the first that was kept."""
+        if self:
+            raise self[0]
+
+
 class NotAttempted(Exception):
     """Raised by a check: the starter cell is as it was."""
 

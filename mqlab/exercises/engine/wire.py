@@ -1,7 +1,8 @@
-"""A small real TCP proxy in front of a broker, on 127.0.0.1: it can cut, swallow, delay and look.
+"""A small TCP proxy in front of a broker, on 127.0.0.1, and a record of the AMQP it forwards.
 
-Exercises and tests put it between a client and the broker, to see what was really said and to make
-the faults that a network makes. It changes no byte, and knows no queue.
+Exercises and tests put ``Proxy`` between a client and the broker to see what each of them sends,
+and to cause the faults that a network causes: it cuts, swallows and delays, and changes no byte.
+``Recorder`` turns its frames into ``Method`` objects, each with the message that belongs to it.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import contextlib
 import dataclasses
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter, sleep
 from typing import Any
 
-from pika.frame import decode_frame
+from pika.frame import Body, Header, decode_frame
+from pika.frame import Method as MethodFrame
 from pika.spec import FRAME_MAX_SIZE
 
 from mqlab.settings import Settings
 
-OnFrame = Callable[[int, bool, Any], None]
+OnFrame = Callable[[int, bool, Any], object]
 
 
 class Proxy:
     """Forwards a free port on 127.0.0.1 to a broker; ``settings`` points at the proxy.
 
     ``on_frame(connection, from_client, frame)`` is called with each AMQP frame *before* it is
-    forwarded, in the thread of that connection and direction; ``connection`` counts from 1. It
-    does not work through TLS, where there is nothing to see.
+    forwarded, in the thread of that connection and direction; ``connection`` counts from 1. The
+    frame is swallowed if it returns False. It cannot see frames inside TLS.
     """
 
     def __init__(self, target: Settings, on_frame: OnFrame | None = None) -> None:
@@ -36,10 +39,12 @@ class Proxy:
         self.settings = dataclasses.replace(
             target, host="127.0.0.1", port=self._listener.getsockname()[1]
         )
-        self.swallow = False  # what both sides say; connections stay open
-        self.swallow_answers = False  # what the broker says
+        self.swallow = False  # what both sides send; connections stay open
+        self.swallow_answers = False  # what the broker sends
         self.delay_s = 0.0
         self.cuts = self.accepted = 0
+        self.open: set[int] = set()
+        """Numbers of the connections that neither side has ended."""
         self._closed = False
         self._on_frame = on_frame
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -65,7 +70,7 @@ class Proxy:
 
         The next ones are whole: nothing is swallowed any more.
         """
-        with self._lock:  # who connects again at once waits until all of this is done
+        with self._lock:  # a client that reconnects at once waits until all of this is done
             pairs, self._pairs = self._pairs, []
             self.cuts += bool(pairs)
             for end in (end for pair in pairs for end in pair):
@@ -98,6 +103,7 @@ class Proxy:
                     server.close()
                     return
                 self._pairs.append((client, server))
+                self.open.add(self.accepted)
             self._start(self._pump, client, server, self.accepted, True)
             self._start(self._pump, server, client, self.accepted, False)
 
@@ -111,15 +117,16 @@ class Proxy:
         with contextlib.suppress(OSError):
             for data in self._pieces(source, number, from_client):
                 if self.delay_s:
-                    time.sleep(self.delay_s)
+                    sleep(self.delay_s)
                 if not (self.swallow or (self.swallow_answers and not from_client)):
                     sink.sendall(data)
+        self.open.discard(number)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def _pieces(self, source: socket.socket, number: int, from_client: bool) -> Iterator[bytes]:
-        """What comes from ``source``: as it comes, or frame by frame if somebody looks."""
+        """What comes from ``source`` and goes on: frame by frame if there is an on_frame."""
         rest, on_frame = b"", self._on_frame
         while data := source.recv(65536):
             rest += data
@@ -130,8 +137,8 @@ class Proxy:
                 elif frame is None:
                     break
                 else:
-                    on_frame(number, from_client, frame)
-                    yield rest[:size]
+                    if on_frame(number, from_client, frame) is not False:
+                        yield rest[:size]
                     rest = rest[size:]
             if on_frame is None:
                 yield rest
@@ -147,3 +154,54 @@ def _first_frame(data: bytes) -> tuple[int | None, Any]:
     except Exception:  # pika raises whatever it stumbles over
         return None, None
     return size, frame
+
+
+@dataclass(slots=True)
+class Method:
+    """One AMQP method that was on the wire, such as ``Basic.Publish``. Times in seconds.
+
+    ``reached`` is False if it was swallowed on its way. ``properties`` and ``body`` are those of
+    the message that came with it; properties are None where there is none.
+    """
+
+    at: float
+    connection: int
+    channel: int
+    from_client: bool
+    method: Any
+    reached: bool = True
+    properties: Any = None
+    body: bytes = b""
+
+    @property
+    def name(self) -> str:
+        """The method's name in AMQP 0-9-1."""
+        return str(self.method.NAME)
+
+
+class Recorder:
+    """Collects methods, of all connections and both directions, in the order they were seen in."""
+
+    def __init__(self) -> None:
+        self.methods: list[Method] = []
+        self._last: dict[tuple[int, int, bool], Method] = {}
+
+    def note(self, connection: int, from_client: bool, frame: Any, reached: bool) -> Method | None:
+        """Add one frame; return the method that begins with it, if it is a method frame."""
+        where = (connection, getattr(frame, "channel_number", 0), from_client)
+        if isinstance(frame, MethodFrame):
+            method = Method(
+                perf_counter(), connection, frame.channel_number, from_client, frame.method, reached
+            )
+            self.methods.append(method)
+            self._last[where] = method
+            return method
+        if where in self._last and isinstance(frame, Header):
+            self._last[where].properties = frame.properties
+        elif where in self._last and isinstance(frame, Body):
+            self._last[where].body += frame.fragment
+        return None
+
+    def named(self, name: str, *, from_client: bool = True) -> list[Method]:
+        """The methods of one name and direction."""
+        return [m for m in self.methods if m.name == name and m.from_client is from_client]
