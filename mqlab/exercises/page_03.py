@@ -55,7 +55,7 @@ def judge_send_all(send_all: Any) -> list[str]:
     later.raise_first()
     evidence += _send_to_a_full_queue(send_all, later)
     _send_while_the_queue_is_deleted(send_all)
-    for texts in ([], some_texts(1, 1), some_texts(100, 150)):
+    for texts in ([], some_texts(1, 1), some_texts(80, 120)):
         _send(send_all, texts, later)
     later.raise_first()
     return evidence
@@ -153,7 +153,8 @@ def _check_routed(run: PublisherRun, numbers: str, why: str) -> None:
 
 def _send_to_a_full_queue(send_all: Any, later: Findings) -> list[str]:
     """A queue that refuses what it has no room for; after each refusal a worker takes one out."""
-    texts = some_texts(12, 18)
+    texts = some_texts(14, 18)
+    texts[9] = texts[8]  # the queue takes one of the two
     with Bench() as bench:
         run = _full_queue(bench, texts, TASK_1)
         run.call(send_all)

@@ -542,6 +542,7 @@ def test_the_bench_sees_who_calls_on_whose_connection() -> None:
         owned.wait(5)
         connection.add_callback_threadsafe(lambda: None)
         assert bench.shared == []
+
         def publish() -> bool:
             with contextlib.suppress(Exception):
                 channel.basic_publish("", queue, b"x")

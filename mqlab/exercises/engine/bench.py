@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
@@ -23,6 +24,7 @@ from mqlab.consumer import running_consumers
 from mqlab.exercises.engine.call import Call, call, end_threads
 from mqlab.exercises.engine.exercise import Incorrect, NotChecked
 from mqlab.exercises.engine.objects import Change, Snapshot
+from mqlab.exercises.engine.watch import Watch
 from mqlab.exercises.engine.wire import Method, Proxy, Recorder
 from mqlab.settings import Settings
 
@@ -62,6 +64,7 @@ class Bench:
         self._cut_timer = threading.Timer(0, self._cut)
         self._published = self._ended = 0
         self._before: Snapshot | None = None
+        self._watch = Watch(urlsplit(self.settings.management_url).port)
 
     def __enter__(self) -> Bench:
         self._proxy = Proxy(self.settings, self._on_frame)
@@ -104,13 +107,14 @@ class Bench:
         """``call``, with the watched way to the broker as what a function may wait for."""
         with contextlib.suppress(OSError, ValueError):  # only an administrator may read them
             self._before = Snapshot.take(self.settings)
-        called = call(
-            function,
-            *args,
-            touched=lambda: bool(self.wire.methods),
-            unblock=self._close_all,
-            **options,
-        )
+        with self._watch:
+            called = call(
+                function,
+                *args,
+                touched=lambda: bool(self.wire.methods),
+                unblock=self._close_all,
+                **options,
+            )
         self._calls.append(called)
         return called
 
@@ -176,12 +180,24 @@ class Bench:
             return False
 
     def changes(self) -> list[Change]:
-        """What has changed on the broker since the call began, in this virtual host."""
+        """What the answer has changed on the broker, besides messages.
+
+        Others may use the broker, too: an object counts if its name was on the wire, or if the
+        answer could have changed it through the management API or by another program.
+        """
         if self._before is None:
             return []
-        found = self._before.diff(Snapshot.take(self.settings))
-        here = self.settings.virtual_host
-        return [each for each in found if each.kind in WATCHED_KINDS and each.virtual_host == here]
+        found = [
+            change
+            for change in self._before.diff(Snapshot.take(self.settings))
+            if change.kind in WATCHED_KINDS and change.virtual_host == self.settings.virtual_host
+        ]
+        fields = ("queue", "exchange", "destination")
+        methods = [each.method for each in self.wire.methods]
+        names = {getattr(each, field, "") for each in methods for field in fields} - {""}
+        if self._watch.connected or self._watch.programs:
+            names |= {n for c in found for n in c.key[2:] if not n.startswith("exercise-")}
+        return [change for change in found if names.intersection(change.key[2:])]
 
     def wait_until_left(self, what: Callable[[], Any]) -> Any:
         """Wait until ``what()`` is empty or 0; return what it still is after LEAVE_WITHIN_S."""

@@ -37,7 +37,7 @@ def check_nothing_is_left(bench: Bench, queue: str, look_at: str) -> None:
 
 def check_objects(bench: Bench, look_at: str) -> None:
     """Raise Incorrect if the broker has other queues, exchanges, bindings or rules than before."""
-    if changes := bench.changes():
+    if changes := bench.wait_until_left(bench.changes):
         raise Incorrect(
             "You changed something else on the broker.",
             "Only messages were to be sent or taken. All else on it has to stay as it was.",
