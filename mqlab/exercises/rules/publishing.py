@@ -21,7 +21,7 @@ from mqlab.exercises.engine.wire import Method
 
 BY_HAND, KEEP = "A task into a queue, by hand", "Predict again"
 CONFIRMS, NOWHERE = "The step that is not there at all", "Four ways to publish to nowhere, by hand"
-LIBRARY, CUT = "The library's way", "Cut in the middle"
+LIBRARY, CUT, WRONG = "The library's way", "Cut in the middle", "What can go wrong"
 TASK_1, TASK_2 = "Exercise 1: for everyone", "Exercise 2: a stretch"
 
 
