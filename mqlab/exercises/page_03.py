@@ -104,7 +104,7 @@ def _send_through(
     function: Any, tasks: dict[str, str], cut_at: int | None, later: Findings
 ) -> list[str]:
     with Bench() as bench:
-        run = PublisherRun(bench, bench.new_queue(), tasks, TASK_2)
+        run = PublisherRun(bench, bench.new_queue(), tasks, TASK_2, max(2, len(tasks) // 2))
         if cut_at:
             bench.cut_after(cut_at)
         where = f"cut after message {cut_at} of {len(tasks)}" if cut_at else "no cut"
@@ -133,7 +133,7 @@ def _send_through(
             )
         run.called.raise_if_failed(CUT)
         run.collect()
-        run.check_way(connections=max(2, len(tasks) // 2))
+        run.check_way()
         run.check_list()
         run.check_messages()
         _check_after_a_cut(run, where)

@@ -759,7 +759,8 @@ def works_beside_the_loop(connect, queue, closing, work):
                 connection.add_callback_threadsafe(lambda: channel.basic_ack(tag))
 
         def on_task(_channel, method, properties, body):
-            pool.submit(do, method.delivery_tag, id_of(body))
+            if not closing.is_set():
+                pool.submit(do, method.delivery_tag, id_of(body))
 
         channel.basic_consume(queue, on_task)
         while not closing.is_set():

@@ -64,6 +64,8 @@ class Bench:
         self._cut_timer = threading.Timer(0, self._cut)
         self._published = self._ended = 0
         self._before: Snapshot | None = None
+        self._owner = threading.current_thread()
+        self._straight: Any = None  # the connection of that thread
         self._watch = Watch(urlsplit(self.settings.management_url).port)
 
     def __enter__(self) -> Bench:
@@ -90,6 +92,7 @@ class Bench:
         with self.channel() as channel:
             for queue in self._queues:
                 channel.queue_delete(queue)
+        self._straight.close()
         if left:
             still = f"{len(left)} of your threads cannot be ended and still run: restart the kernel"
             if isinstance(error, Incorrect):
@@ -131,11 +134,14 @@ class Bench:
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Any]:
-        """A channel straight to the broker, on a connection of its own that nobody watches."""
-        # Not one that is kept: it would die of missing heartbeats while an answer runs.
-        with pika.BlockingConnection(self.settings.parameters(name="mqlab check")) as connection:
+        """A channel straight to the broker, for the calling thread, which nobody watches."""
+        with contextlib.ExitStack() as stack:
+            if threading.current_thread() is not self._owner:
+                connection = stack.enter_context(self._connect_straight())
+            else:
+                self._straight = connection = self._straight or self._connect_straight()
             try:
-                yield connection.channel()
+                yield stack.enter_context(connection.channel())
             except pika.exceptions.ChannelClosedByBroker as error:
                 if error.reply_code != 404:
                     raise
@@ -144,6 +150,10 @@ class Bench:
                     "Your function has deleted it, or has never declared it.",
                     evidence=[f"the broker: {error.reply_text}"],
                 ) from error
+
+    def _connect_straight(self) -> Any:
+        # No heartbeats: nobody would answer them while an answer runs.
+        return pika.BlockingConnection(self.settings.parameters(name="mqlab check", heartbeat=0))
 
     def cut_after(self, publishes: int) -> None:
         """Cut the connection after that many more messages: the last one arrives, its confirm not.
@@ -185,17 +195,18 @@ class Bench:
         Others may use the broker, too: an object counts if its name was on the wire, or if the
         answer could have changed it through the management API or by another program.
         """
-        if self._before is None:
+        methods = [m.method for m in list(self.wire.methods) if m.name.startswith(("Q", "E"))]
+        fields = ("queue", "exchange", "destination")
+        names = {getattr(each, field, "") for each in methods for field in fields} - {""}
+        by_other_means = self._watch.connected or self._watch.programs
+        if self._before is None or not (names or by_other_means):
             return []
         found = [
             change
             for change in self._before.diff(Snapshot.take(self.settings))
             if change.kind in WATCHED_KINDS and change.virtual_host == self.settings.virtual_host
         ]
-        fields = ("queue", "exchange", "destination")
-        methods = [each.method for each in self.wire.methods]
-        names = {getattr(each, field, "") for each in methods for field in fields} - {""}
-        if self._watch.connected or self._watch.programs:
+        if by_other_means:
             names |= {n for c in found for n in c.key[2:] if not n.startswith("exercise-")}
         return [change for change in found if names.intersection(change.key[2:])]
 

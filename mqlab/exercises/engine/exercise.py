@@ -45,7 +45,9 @@ class Findings(list[Incorrect]):
     """Faults that wait until it is clear that there is no graver one."""
 
     def note(self, check: Callable[..., object], *args: Any) -> None:
-        """Keep what ``check`` raises, if it raises Incorrect."""
+        """Keep what ``check`` raises, if it raises Incorrect and is the first."""
+        if self:
+            return
         try:
             check(*args)
         except Incorrect as wrong:
