@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 import uuid
 
 import pika
@@ -755,7 +756,9 @@ def counts_what_is_in_the_queue(connect, queue, tasks):
             return []
         for task in tasks:
             channel.basic_publish("", queue, task, PERSISTENT)
-        after = channel.queue_declare(queue, passive=True).method.message_count
+        after, end = before, time.monotonic() + 2  # the number lags behind
+        while after < before + len(tasks) and time.monotonic() < end:
+            after = channel.queue_declare(queue, passive=True).method.message_count
     return tasks[: after - before]
 
 

@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of page 04."""
+"""Answers to the exercises of page 04: workers that lose, repeat, overlook or leave something."""
 
 # ruff: noqa: ARG001
 
@@ -25,23 +25,43 @@ def consume(connect, queue, on_task, prefetch=1, **options):
         channel.start_consuming()
 
 
-def does_them(connect, queue, count, work):
-    """Do ``count`` tasks, as it should be."""
-    done = []
+def by_hand(step, prefetch=1, **options):
+    """A worker around ``step(channel, tag, task_id, work, done)``, until ``count`` are done."""
 
-    def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
-        if len(done) == count:
-            channel.stop_consuming()
+    def answer(connect, queue, count, work):
+        done = []
 
-    consume(connect, queue, on_task)
-    return done
+        def on_task(channel, method, properties, body):
+            step(channel, method.delivery_tag, id_of(body), work, done)
+            if len(done) == count:
+                channel.stop_consuming()
+
+        consume(connect, queue, on_task, prefetch, **options)
+        return done
+
+    answer.__doc__, answer.__name__ = step.__doc__, step.__name__
+    return answer
+
+
+def deliveries(connect, queue, pause_s=0.1, prefetch=1, **options):
+    """Channel, tag and task_id of each delivery; tag and task_id are None after each pause."""
+    with connect() as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=prefetch)
+        for method, _, body in channel.consume(queue, inactivity_timeout=pause_s, **options):
+            yield (channel, method.delivery_tag, id_of(body)) if method else (channel, None, None)
 
 
 def id_of(body):
     return json.loads(body)["task_id"]
+
+
+def do(channel, tag, task_id, work, done):
+    """A task, as it should be done."""
+    if tag is not None:
+        work(task_id)
+        channel.basic_ack(tag)
+        done.append(task_id)
 
 
 @wrong(
@@ -51,16 +71,12 @@ def id_of(body):
 )
 def takes_auto_ack(connect, queue, count, work):
     """auto_ack, since it is less to write"""
-    done = []
 
-    def on_task(channel, method, properties, body):
-        work(id_of(body))
-        done.append(id_of(body))
-        if len(done) == count:
-            channel.stop_consuming()
+    def step(channel, tag, task_id, work, done):
+        work(task_id)
+        done.append(task_id)
 
-    consume(connect, queue, on_task, auto_ack=True)
-    return done
+    return by_hand(step, auto_ack=True)(connect, queue, count, work)
 
 
 @wrong(
@@ -68,19 +84,12 @@ def takes_auto_ack(connect, queue, count, work):
     "You acknowledged before the work was done.",
     ask="If your process dies between these two lines, who has the task?",
 )
-def acks_first(connect, queue, count, work):
+@by_hand
+def acks_first(channel, tag, task_id, work, done):
     """Acknowledges first, works then"""
-    done = []
-
-    def on_task(channel, method, properties, body):
-        channel.basic_ack(method.delivery_tag)
-        work(id_of(body))
-        done.append(id_of(body))
-        if len(done) == count:
-            channel.stop_consuming()
-
-    consume(connect, queue, on_task)
-    return done
+    channel.basic_ack(tag)
+    work(task_id)
+    done.append(task_id)
 
 
 @wrong(
@@ -90,16 +99,12 @@ def acks_first(connect, queue, count, work):
 )
 def never_acks(connect, queue, count, work):
     """No acknowledgement, and no prefetch that would show it"""
-    done = []
 
-    def on_task(channel, method, properties, body):
-        work(id_of(body))
-        done.append(id_of(body))
-        if len(done) == count:
-            channel.stop_consuming()
+    def step(channel, tag, task_id, work, done):
+        work(task_id)
+        done.append(task_id)
 
-    consume(connect, queue, on_task, prefetch=0)
-    return done
+    return by_hand(step, prefetch=0)(connect, queue, count, work)
 
 
 @wrong(
@@ -107,34 +112,25 @@ def never_acks(connect, queue, count, work):
     "The id has changed on the way.",
     ask="With which id will the user ask for the report?",
 )
-def makes_new_ids(connect, queue, count, work):
+@by_hand
+def makes_new_ids(channel, tag, task_id, work, done):
     """A fresh id for each task"""
-    done = []
-
-    def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(str(uuid.uuid4()))
-        if len(done) == count:
-            channel.stop_consuming()
-
-    consume(connect, queue, on_task)
-    return done
+    work(task_id)
+    channel.basic_ack(tag)
+    done.append(str(uuid.uuid4()))
 
 
 @wrong(
     ex1,
     "Your worker never stops.",
-    ask="Who is to tell it that this was the last?",
+    ask="Which line tells it that this was the last task?",
 )
 def never_stops(connect, queue, count, work):
     """start_consuming, and nobody who ends it"""
     done = []
 
     def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
+        do(channel, method.delivery_tag, id_of(body), work, done)
 
     consume(connect, queue, on_task)
     return done
@@ -160,7 +156,7 @@ def leaves_the_consumer(connect, queue, count, work):
 def sleeps(connect, queue, count, work):
     """Sleeps long enough instead of waiting"""
     with BackgroundConsumer(lambda task: work(task.task_id), queue=queue) as consumer:
-        time.sleep(5)
+        time.sleep(6)
     return [record.task_id for record in consumer.records]
 
 
@@ -175,9 +171,7 @@ def takes_what_is_there(connect, queue, count, work):
     with connect() as connection:
         channel = connection.channel()
         while (message := channel.basic_get(queue))[0] is not None:
-            work(id_of(message[2]))
-            channel.basic_ack(message[0].delivery_tag)
-            done.append(id_of(message[2]))
+            do(channel, message[0].delivery_tag, id_of(message[2]), work, done)
     return done
 
 
@@ -191,39 +185,23 @@ def acks_from_other_threads(connect, queue, count, work):
     done = []
 
     def on_task(channel, method, properties, body):
-        def do():
-            work(id_of(body))
-            channel.basic_ack(method.delivery_tag)
-            done.append(id_of(body))
-
-        threading.Thread(target=do).start()
+        arguments = channel, method.delivery_tag, id_of(body), work, done
+        threading.Thread(target=do, args=arguments).start()
 
     with connect() as connection:
-        channel = connection.channel()
-        channel.basic_consume(queue, on_task)
+        connection.channel().basic_consume(queue, on_task)
         end = time.monotonic() + 5
         while len(done) < count and time.monotonic() < end:
             connection.process_data_events(time_limit=0.1)
     return done
 
 
-@wrong(
-    ex1,
-    "Nobody did the work.",
-    ask="Which line makes the report?",
-)
-def reads_ids_only(connect, queue, count, work):
+@wrong(ex1, "Nobody did the work.", ask="Which line makes the report?")
+@by_hand
+def reads_ids_only(channel, tag, task_id, work, done):
     """Returns the ids without the work"""
-    done = []
-
-    def on_task(channel, method, properties, body):
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
-        if len(done) == count:
-            channel.stop_consuming()
-
-    consume(connect, queue, on_task)
-    return done
+    channel.basic_ack(tag)
+    done.append(task_id)
 
 
 @wrong(
@@ -231,34 +209,113 @@ def reads_ids_only(connect, queue, count, work):
     "You acknowledged a delivery twice, or on another channel.",
     ask="How often may one task be reported as done?",
 )
-def acks_twice(connect, queue, count, work):
-    """Acknowledges once in the callback, and all again at the end"""
-    done, tags = [], []
-
-    def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
-        tags.append(method.delivery_tag)
-        if len(done) == count:
-            for tag in tags:
-                channel.basic_ack(tag)
-            channel.stop_consuming()
-
-    consume(connect, queue, on_task)
-    return done
+@by_hand
+def acks_twice(channel, tag, task_id, work, done):
+    """Acknowledges each task twice"""
+    do(channel, tag, task_id, work, done)
+    channel.basic_ack(tag)
 
 
-@wrong(
-    ex1,
-    "Your handler raised an error.",
-    ask="What is it that your handler is given?",
-)
+@wrong(ex1, "Your handler raised an error.", ask="What is it that your handler is given?")
 def takes_a_task_for_a_dict(connect, queue, count, work):
     """Takes the library's Task for a dict"""
     with BackgroundConsumer(lambda task: work(task["task_id"]), queue=queue) as consumer:
         records = consumer.wait(count, timeout_s=5, show_progress=False)
     return [record.task_id for record in records]
+
+
+@wrong(
+    ex1,
+    "You rejected tasks, and the broker threw them away.",
+    ask="What does the broker do with a message that is rejected and not requeued?",
+)
+@by_hand
+def rejects_what_is_done(channel, tag, task_id, work, done):
+    """basic_reject(requeue=False), to be rid of it"""
+    work(task_id)
+    channel.basic_reject(tag, requeue=False)
+    done.append(task_id)
+
+
+@wrong(
+    ex1,
+    "You gave back tasks that you had done.",
+    ask="Which of the three says that a task is done: ack, nack or reject?",
+)
+@by_hand
+def nacks_what_is_done(channel, tag, task_id, work, done):
+    """basic_nack in place of basic_ack"""
+    if task_id not in done:
+        work(task_id)
+        done.append(task_id)
+    channel.basic_nack(tag)
+
+
+@wrong(ex1, "You emptied the queue.", ask="Whose tasks would be in it?")
+def purges_afterwards(connect, queue, count, work):
+    """A purge after the work, to leave a clean queue"""
+    done = by_hand(do)(connect, queue, count, work)
+    with connect() as connection:
+        connection.channel().queue_purge(queue)
+    return done
+
+
+@wrong(
+    ex1,
+    "You work on another queue than the one that you are given.",
+    ask="Where does that name come from, and which one were you handed?",
+)
+def works_on_the_pages_queue(connect, queue, count, work):
+    """The page's queue in place of the argument"""
+    return by_hand(do)(connect, "lesson_04_none_here", count, work)
+
+
+@wrong(
+    ex1,
+    "Your function raised TypeError.",
+    ask="What does basic_get return when the queue is empty?",
+)
+def trips_over_an_empty_queue(connect, queue, count, work):
+    """basic_get, without a look at what it returns"""
+    done = []
+    with connect() as connection:
+        channel = connection.channel()
+        while len(done) < count:
+            method, _, body = channel.basic_get(queue)
+            task_id = id_of(body)
+            do(channel, method.delivery_tag, task_id, work, done)
+    return done
+
+
+@wrong(
+    ex1,
+    "You do more tasks than you were asked for.",
+    ask="If there are more tasks than count, where should they be afterwards?",
+)
+def does_all_there_is(connect, queue, count, work):
+    """Stops when the queue is empty and enough is done"""
+    done = []
+    with connect() as connection:
+        channel = connection.channel()
+        while True:
+            method, _, body = channel.basic_get(queue)
+            if method is not None:
+                do(channel, method.delivery_tag, id_of(body), work, done)
+            elif len(done) >= count:
+                return done
+            else:
+                connection.sleep(0.02)
+
+
+@wrong(
+    ex1,
+    "You left a connection open.",
+    ask="How many connections does the broker have after ten runs of your cell?",
+)
+def never_closes(connect, queue, count, work):
+    """A connection that is never closed"""
+    kept.append(connect())
+    return by_hand(do)(lambda: contextlib.nullcontext(kept[-1]), queue, count, work)
 
 
 @wrong(
@@ -271,12 +328,9 @@ def stops_it_from_outside(connect, queue, closing, work):
     done = []
 
     def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
+        do(channel, method.delivery_tag, id_of(body), work, done)
 
-    connection = connect()
-    channel = connection.channel()
+    channel = connect().channel()
     channel.basic_qos(prefetch_count=1)
     channel.basic_consume(queue, on_task)
     worker = threading.Thread(target=channel.start_consuming, daemon=True)
@@ -295,14 +349,12 @@ def stops_it_from_outside(connect, queue, closing, work):
 def takes_auto_ack_until(connect, queue, closing, work):
     """auto_ack: what was handed out and not done is gone"""
     done = []
-    with connect() as connection:
-        channel = connection.channel()
-        for method, _, body in channel.consume(queue, auto_ack=True, inactivity_timeout=0.1):
-            if closing.is_set():
-                break
-            if method is not None:
-                work(id_of(body))
-                done.append(id_of(body))
+    for _, tag, task_id in deliveries(connect, queue, auto_ack=True):
+        if closing.is_set():
+            break
+        if tag is not None:
+            work(task_id)
+            done.append(task_id)
     return done
 
 
@@ -316,9 +368,7 @@ def asks_in_the_callback(connect, queue, closing, work):
     done = []
 
     def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
+        do(channel, method.delivery_tag, id_of(body), work, done)
         if closing.is_set():
             channel.stop_consuming()
 
@@ -336,9 +386,7 @@ def has_everything_already(connect, queue, closing, work):
     done = []
 
     def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
+        do(channel, method.delivery_tag, id_of(body), work, done)
 
     def ask():
         closing.wait(60)
@@ -352,23 +400,14 @@ def has_everything_already(connect, queue, closing, work):
     return done
 
 
-@wrong(
-    ex2,
-    "You stopped before closing time.",
-    ask="Who said that it was time?",
-)
+@wrong(ex2, "You stopped before closing time.", ask="Who said that it was time?")
 def stops_when_it_is_empty(connect, queue, closing, work):
     """Takes an empty queue for closing time"""
     done = []
-    with connect() as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=1)
-        for method, _, body in channel.consume(queue, inactivity_timeout=0.3):
-            if method is None or closing.is_set():
-                break
-            work(id_of(body))
-            channel.basic_ack(method.delivery_tag)
-            done.append(id_of(body))
+    for channel, tag, task_id in deliveries(connect, queue, pause_s=0.3):
+        if tag is None or closing.is_set():
+            break
+        do(channel, tag, task_id, work, done)
     return done
 
 
@@ -382,16 +421,10 @@ def does_not_wait_for_its_thread(connect, queue, closing, work):
     done = []
 
     def loop():
-        with connect() as connection:
-            channel = connection.channel()
-            channel.basic_qos(prefetch_count=1)
-            for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
-                if closing.is_set():
-                    return
-                if method is not None:
-                    work(id_of(body))
-                    channel.basic_ack(method.delivery_tag)
-                    done.append(id_of(body))
+        for delivery in deliveries(connect, queue):
+            if closing.is_set():
+                return
+            do(*delivery, work, done)
 
     threading.Thread(target=loop, daemon=True).start()
     closing.wait(60)
@@ -406,16 +439,13 @@ def does_not_wait_for_its_thread(connect, queue, closing, work):
 def acks_all_at_the_end(connect, queue, closing, work):
     """One acknowledgement for all at the end, prefetched ones included"""
     done = []
-    with connect() as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=50)
-        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
-            if closing.is_set():
-                break
-            if method is not None:
-                work(id_of(body))
-                done.append(id_of(body))
-        channel.basic_ack(0, multiple=True)
+    for channel, tag, task_id in deliveries(connect, queue, prefetch=50):
+        if closing.is_set():
+            channel.basic_ack(0, multiple=True)
+            break
+        if tag is not None:
+            work(task_id)
+            done.append(task_id)
     return done
 
 
@@ -426,135 +456,13 @@ def acks_all_at_the_end(connect, queue, closing, work):
 )
 def forgets_the_last_one(connect, queue, closing, work):
     """Forgets the task that was being worked on at closing time"""
-    done = []
-    with connect() as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=1)
-        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
-            if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-            if closing.is_set():
-                break
-            if method is not None:
-                done.append(id_of(body))
+    done, finished = [], []
+    for channel, tag, task_id in deliveries(connect, queue):
+        do(channel, tag, task_id, work, finished)
+        if closing.is_set():
+            break
+        done = list(finished)
     return done
-
-
-@wrong(
-    ex1,
-    "You rejected tasks, and the broker threw them away.",
-    ask="What does the broker do with a message that is rejected and not requeued?",
-)
-def rejects_what_is_done(connect, queue, count, work):
-    """basic_reject(requeue=False), to be rid of it"""
-    done = []
-
-    def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_reject(method.delivery_tag, requeue=False)
-        done.append(id_of(body))
-        if len(done) == count:
-            channel.stop_consuming()
-
-    consume(connect, queue, on_task)
-    return done
-
-
-@wrong(
-    ex1,
-    "You gave back tasks that you had done.",
-    ask="Which of the three says that a task is done: ack, nack or reject?",
-)
-def nacks_what_is_done(connect, queue, count, work):
-    """basic_nack in place of basic_ack"""
-    done = []
-
-    def on_task(channel, method, properties, body):
-        if id_of(body) not in done:
-            work(id_of(body))
-            done.append(id_of(body))
-        channel.basic_nack(method.delivery_tag)
-        if len(done) == count:
-            channel.stop_consuming()
-
-    consume(connect, queue, on_task)
-    return done
-
-
-@wrong(
-    ex1,
-    "You emptied the queue.",
-    ask="Whose tasks would be in it?",
-)
-def purges_afterwards(connect, queue, count, work):
-    """A purge after the work, to leave a clean queue"""
-    done = does_them(connect, queue, count, work)
-    with connect() as connection:
-        connection.channel().queue_purge(queue)
-    return done
-
-
-@wrong(
-    ex1,
-    "You work on another queue than the one that you are given.",
-    ask="Where does that name come from, and which one were you handed?",
-)
-def works_on_the_pages_queue(connect, queue, count, work):
-    """The page's queue in place of the argument"""
-    return does_them(connect, "lesson_04_none_here", count, work)
-
-
-@wrong(
-    ex1,
-    "Your function raised TypeError.",
-    ask="What does basic_get return when the queue is empty?",
-)
-def trips_over_an_empty_queue(connect, queue, count, work):
-    """basic_get, without a look at what it returns"""
-    done = []
-    with connect() as connection:
-        channel = connection.channel()
-        while len(done) < count:
-            method, _, body = channel.basic_get(queue)
-            task_id = id_of(body)
-            work(task_id)
-            channel.basic_ack(method.delivery_tag)
-            done.append(task_id)
-    return done
-
-
-@wrong(
-    ex1,
-    "You do more tasks than you were asked for.",
-    ask="If there are more tasks than count, where should they be afterwards?",
-)
-def does_all_there_is(connect, queue, count, work):
-    """Stops when the queue is empty and enough is done"""
-    done = []
-    with connect() as connection:
-        channel = connection.channel()
-        while True:
-            method, _, body = channel.basic_get(queue)
-            if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-                done.append(id_of(body))
-            elif len(done) >= count:
-                return done
-            else:
-                connection.sleep(0.02)
-
-
-@wrong(
-    ex1,
-    "You left a connection open.",
-    ask="How many connections does the broker have after ten runs of your cell?",
-)
-def never_closes(connect, queue, count, work):
-    """A connection that is never closed"""
-    kept.append(connect())
-    return does_them(lambda: contextlib.nullcontext(kept[-1]), queue, count, work)
 
 
 @wrong(
@@ -565,17 +473,10 @@ def never_closes(connect, queue, count, work):
 def works_for_two_seconds(connect, queue, closing, work):
     """Two seconds by the clock, and never a look at closing"""
     done, end = [], time.monotonic() + 2
-    with connect() as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=1)
-        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
-            if time.monotonic() > end:
-                break
-            if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-                done.append(id_of(body))
-        channel.cancel()
+    for delivery in deliveries(connect, queue):
+        if time.monotonic() > end:
+            break
+        do(*delivery, work, done)
     return done
 
 
@@ -587,18 +488,11 @@ def works_for_two_seconds(connect, queue, closing, work):
 def begins_one_more(connect, queue, closing, work):
     """Sees closing, and does one more task first"""
     done, over = [], False
-    with connect() as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=1)
-        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
-            if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-                done.append(id_of(body))
-            if over:
-                break
-            over = closing.is_set()
-        channel.cancel()
+    for delivery in deliveries(connect, queue):
+        do(*delivery, work, done)
+        if over:
+            break
+        over = closing.is_set()
     return done
 
 
@@ -615,9 +509,7 @@ def asks_the_event_itself(connect, queue, closing, work):
         while not closing:
             method, _, body = channel.basic_get(queue)
             if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-                done.append(id_of(body))
+                do(channel, method.delivery_tag, id_of(body), work, done)
     return done
 
 
@@ -631,10 +523,8 @@ def takes_one_at_a_time(connect, queue, count, work):
             method, _, body = channel.basic_get(queue)
             if method is None:
                 connection.sleep(0.02)
-                continue
-            work(id_of(body))
-            channel.basic_ack(method.delivery_tag)
-            done.append(id_of(body))
+            else:
+                do(channel, method.delivery_tag, id_of(body), work, done)
     return done
 
 
@@ -653,9 +543,7 @@ def in_the_background(connect, queue, count, work):
     done, enough = [], threading.Event()
 
     def on_task(channel, method, properties, body):
-        work(id_of(body))
-        channel.basic_ack(method.delivery_tag)
-        done.append(id_of(body))
+        do(channel, method.delivery_tag, id_of(body), work, done)
         if len(done) >= count:
             enough.set()
 
@@ -678,20 +566,12 @@ def with_four_workers(connect, queue, count, work):
     done, lock, begun = [], threading.Lock(), []
 
     def loop():
-        with connect() as connection:
-            channel = connection.channel()
-            channel.basic_qos(prefetch_count=1)
-            for method, _, body in channel.consume(queue, inactivity_timeout=0.05):
-                if method is not None:
-                    with lock:
-                        if len(begun) >= count:
-                            return
-                        begun.append(id_of(body))
-                    work(id_of(body))
-                    channel.basic_ack(method.delivery_tag)
-                    done.append(id_of(body))
-                if len(done) >= count:
+        for delivery in deliveries(connect, queue, pause_s=0.05):
+            with lock:
+                if len(begun) >= count:
                     return
+                begun.extend(delivery[1:2] if delivery[1] else ())
+            do(*delivery, work, done)
 
     threads = [threading.Thread(target=loop) for _ in range(4)]
     for thread in threads:
@@ -705,17 +585,10 @@ def with_four_workers(connect, queue, count, work):
 def looks_between_the_tasks(connect, queue, closing, work):
     """A generator that looks at closing before each task"""
     done = []
-    with connect() as connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=1)
-        for method, _, body in channel.consume(queue, inactivity_timeout=0.1):
-            if closing.is_set():
-                break
-            if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-                done.append(id_of(body))
-        channel.cancel()
+    for delivery in deliveries(connect, queue):
+        if closing.is_set():
+            break
+        do(*delivery, work, done)
     return done
 
 
@@ -736,9 +609,7 @@ def polls_until_closing(connect, queue, closing, work):
         while not closing.wait(0.01):
             method, _, body = channel.basic_get(queue)
             if method is not None:
-                work(id_of(body))
-                channel.basic_ack(method.delivery_tag)
-                done.append(id_of(body))
+                do(channel, method.delivery_tag, id_of(body), work, done)
     finally:
         connection.close()
     return set(done)
@@ -752,7 +623,7 @@ def works_beside_the_loop(connect, queue, closing, work):
         channel = connection.channel()
         channel.basic_qos(prefetch_count=3)
 
-        def do(tag, task_id):
+        def do_one(tag, task_id):
             if not closing.is_set():
                 work(task_id)
                 done.append(task_id)
@@ -760,7 +631,7 @@ def works_beside_the_loop(connect, queue, closing, work):
 
         def on_task(_channel, method, properties, body):
             if not closing.is_set():
-                pool.submit(do, method.delivery_tag, id_of(body))
+                pool.submit(do_one, method.delivery_tag, id_of(body))
 
         channel.basic_consume(queue, on_task)
         while not closing.is_set():
