@@ -127,7 +127,11 @@ class BackgroundConsumer:
                 fix="create a new one: BackgroundConsumer(...)",
             )
         self._replace_previous()
-        self._connection.open(bound_s)  # the I/O thread subscribes, and starts the workers
+        try:
+            self._connection.open(bound_s)  # the I/O thread subscribes, and starts the workers
+        except BaseException:
+            self._connection.close_soon()
+            raise
         return self
 
     def wait(self, count: int, timeout_s: float, *, show_progress: bool = True) -> list[TaskRecord]:
