@@ -77,12 +77,17 @@ class Striker:
         sys._getframe().f_trace_opcodes = True
         sys.settrace(self._trace)
         try:
-            yield
+            try:
+                yield
+            finally:
+                sys.settrace(None)  # a strike that is still pending comes at the end of this call
         except KeyboardInterrupt:
             pass
+        except RuntimeError as error:
+            # Struck inside a Condition, Python leaves it with this error in place of the interrupt.
+            if not self.hit or "lock" not in str(error):
+                raise
         finally:
-            sys.settrace(None)
-            # A strike that is still pending comes now, where it hurts nobody.
             signal.signal(signal.SIGINT, previous)
 
     def _trace(self, frame: FrameType, event: str, _arg: Any) -> Any:

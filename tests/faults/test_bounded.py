@@ -347,7 +347,7 @@ with Producer(queue) as producer, BackgroundConsumer(
         producer.send_many([data + str(n) for n in range(4)])
         consumer.wait(4, timeout_s=30, show_progress=False)
     before = rss_mb()
-    for number in range(60):
+    for _ in range(40):
         producer.send_many([data + str(n) for n in range(5)])
         consumer.wait(5, timeout_s=30, show_progress=False)
     status = consumer.status()
@@ -364,7 +364,7 @@ def test_row_47_records_are_bounded_by_bytes(
     broker_settings: Settings, queue: str, kind: str
 ) -> None:
     found = run_script(RECORDS, broker_settings, queue, kind)
-    assert found["tasks"] == 321
+    assert found["tasks"] == 221
     assert found["outcome"] == ("dead" if kind == "errors" else "done")
     assert found["task_id"]
     assert found["shown"] < 2000
@@ -503,7 +503,7 @@ def outcomes(task_id):
     return [r.outcome for r in consumer.records if r.task_id == task_id]
 
 while time.monotonic() < ends and not ("dead" in outcomes("hold") and "done" in outcomes("good")):
-    troubles.add(consumer.status().trouble)
+    troubles.add(getattr(consumer.status(), "trouble", ""))
     time.sleep(0.02)
 lost = [r.error for r in consumer.records if r.outcome == "lost" and r.task_id == "hold"]
 found = {"runs": runs, "hold": outcomes("hold"), "good": outcomes("good"), "lost": lost,
