@@ -239,6 +239,8 @@ CALLS_WITH_A_NAME: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("call", CALLS_WITH_A_NAME)
 @pytest.mark.parametrize("kind", BAD_NAMES)
 def test_row_64_a_queue_name_that_cannot_be_used_is_refused(call: str, kind: str) -> None:
+    if kind == "reserved" and call.endswith("_dead"):
+        pytest.skip("reading from a queue that the broker has named is fine")
     refuse(lambda: CALLS_WITH_A_NAME[call](BAD_NAMES[kind]), "queue")
 
 
@@ -282,7 +284,6 @@ COMMANDS: dict[str, list[str]] = {
     "send, reserved queue": ["send", "x", "--queue", "amq.mine"],
     "send, long queue": ["send", "x", "--queue", "q" * 256],
     "send, no UTF-8": ["send", "x", "--queue", "q\udcff"],
-    "send, data no UTF-8": ["send", "x\udcff"],
     "dead list, empty queue": ["dead", "list", "--queue", ""],
     "dead list, long queue": ["dead", "list", "--queue", "q" * 300],
     "dead list, no UTF-8": ["dead", "list", "--queue", "q\udcff"],
