@@ -236,11 +236,16 @@ CALLS_WITH_A_NAME: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS_WITH_A_NAME)
-@pytest.mark.parametrize("kind", BAD_NAMES)
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (call, kind)
+        for call in CALLS_WITH_A_NAME
+        for kind in BAD_NAMES
+        if not (kind == "reserved" and call.endswith("_dead"))  # reading there is harmless
+    ],
+)
 def test_row_64_a_queue_name_that_cannot_be_used_is_refused(call: str, kind: str) -> None:
-    if kind == "reserved" and call.endswith("_dead"):
-        pytest.skip("reading from a queue that the broker has named is fine")
     refuse(lambda: CALLS_WITH_A_NAME[call](BAD_NAMES[kind]), "queue")
 
 
