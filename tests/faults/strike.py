@@ -72,6 +72,7 @@ class Striker:
         """Trace the block's calls. KeyboardInterrupt leaves the block; ``hit`` says if it came."""
         self.place, self.inside, self.hit = "", False, False
         self._passed: dict[_Place, int] = {}
+        self._entered: dict[CodeType, int] = {}
         previous = signal.signal(signal.SIGINT, self._on_signal)
         # Python 3.12 looks for instructions only if a frame has asked before tracing begins.
         sys._getframe().f_trace_opcodes = True
@@ -94,6 +95,11 @@ class Striker:
         code = frame.f_code
         if not _is_struck(code):
             return None  # what it calls is looked at all the same
+        if event == "call":
+            # What is called for each of many messages is as before by now; tracing is slow.
+            self._entered[code] = self._entered.get(code, 0) + 1
+            if self._entered[code] > 20 and not LONG:
+                return None
         frame.f_trace_opcodes = True
         if event != "opcode" or frame.f_lasti not in _before_checks(code):
             return self._trace
