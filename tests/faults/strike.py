@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import inspect
 import itertools
 import os
 import signal
@@ -75,7 +76,9 @@ class Striker:
         self._entered: dict[CodeType, int] = {}
         previous = signal.signal(signal.SIGINT, self._on_signal)
         # Python 3.12 looks for instructions only if a frame has asked before tracing begins.
-        sys._getframe().f_trace_opcodes = True
+        asking = inspect.currentframe()
+        assert asking is not None
+        asking.f_trace_opcodes = True
         sys.settrace(self._trace)
         try:
             try:

@@ -16,6 +16,7 @@ import pytest
 from mqlab import BackgroundConsumer, Producer, Task
 from mqlab.dead import list_dead, requeue_dead
 from mqlab.errors import MqlabError
+from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
 from tests.faults import raw
@@ -28,7 +29,14 @@ from tests.faults.tools import (
     wait_for_outcomes,
     within,
 )
-from tests.helpers import assert_depth, eventually, rabbitmqctl, raw_channel, take_all
+from tests.helpers import (
+    assert_depth,
+    eventually,
+    management,
+    rabbitmqctl,
+    raw_channel,
+    take_all,
+)
 
 
 def quickly(task: Task) -> object:
@@ -359,8 +367,14 @@ def test_row_41_so_it_is_at_the_smallest_frame(own_node: PrivateBroker, slack: i
 
 def move_with_full_headers(settings: Settings, queue: str, size: int, slack: int) -> None:
     """Move a task that always fails, and junk, both with headers that fill a frame."""
-    with raw_channel(settings) as channel:
-        assert channel.connection._impl.params.frame_max == size, "the fault was not made"
+    tuned: list[int] = []
+
+    def look(_connection: int, _from_client: bool, frame: Any) -> None:
+        if getattr(getattr(frame, "method", None), "NAME", "") == "Connection.Tune":
+            tuned.append(frame.method.frame_max)
+
+    with Proxy(settings, on_frame=look) as proxy, raw_channel(proxy.settings) as channel:
+        assert tuned == [size], "the broker offers another size"
         channel.queue_declare(queue, durable=True)
         sizes: dict[str, int] = {}
         bodies = {"junk": b"junk", "fails": task_body("fails", '"fail"')}
@@ -385,9 +399,7 @@ def move_with_full_headers(settings: Settings, queue: str, size: int, slack: int
 
 
 def server_major(broker: PrivateBroker) -> str:
-    with raw_channel(broker.settings) as channel:
-        version: bytes = channel.connection._impl.server_properties["version"]
-    return str(version.decode() if isinstance(version, bytes) else version).split(".")[0]
+    return str(management(broker.settings, "overview")["rabbitmq_version"]).split(".")[0]
 
 
 class frame_max:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import faulthandler
+import tempfile
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,7 +92,7 @@ class Inventory:
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """Call ``function`` in a thread of its own; fail, and show where it is, if it does not return.
+    """Call ``function`` in a thread of its own; fail, and show every thread, if it does not return.
 
     What it raises is raised here.
     """
@@ -108,9 +108,10 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if not outcome:
-        frame = sys._current_frames().get(thread.ident or 0)
-        where = "".join(traceback.format_stack(frame)[-6:])
-        raise AssertionError(f"a call has not returned after {seconds:g} s:\n{where}")
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            raise AssertionError(f"a call has not returned after {seconds:g} s:\n{file.read()}")
     result, error = outcome[0]
     if error is not None:
         raise error
