@@ -10,6 +10,7 @@ I/O thread looks at it once a second, does everything else, and closes the socke
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import queue as queues
@@ -87,6 +88,10 @@ class Connection:
         self._ready = False
         self._pauses = 0
         self._ready_at = self._ticked_at = self._stall_ended_at = self._stall_s = 0.0
+        # Not Thread.join and is_alive: interrupted, they take a thread that runs for ended (3.11).
+        self._begun = self._ended = False
+        self._running = threading.Lock()
+        self._running.acquire()
         self._thread = threading.Thread(target=self._run_loop, name=name, daemon=True)
 
     # ---- for any thread
@@ -98,7 +103,7 @@ class Connection:
             return "failed"
         if self._closing:
             return "closed"
-        if self._thread.ident is None:
+        if not self._begun:
             return "new"
         return "ready" if self._ready else "connecting"
 
@@ -115,7 +120,7 @@ class Connection:
     @property
     def has_ended(self) -> bool:
         """Whether the I/O thread has run and ended."""
-        return self._thread.ident is not None and not self._thread.is_alive()
+        return self._ended
 
     @property
     def owner(self) -> Any:
@@ -130,7 +135,9 @@ class Connection:
         reopened. Whatever is raised here, an interrupt too, nothing stays behind.
         """
         try:
-            self._thread.start()
+            self._begun = True
+            # Not Thread.start: interrupted, it may leave a lock that the new thread waits for.
+            _thread.start_new_thread(self._start_thread, ())
             error = self._outcome.get(timeout=timeout_s)
         except queues.Empty:
             error = ConnectError(
@@ -167,9 +174,13 @@ class Connection:
 
     def join(self, timeout_s: float) -> bool:
         """Wait until the thread has ended, ``timeout_s`` seconds at most. True if it has."""
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if not self._begun or self._thread is threading.current_thread():
+            return not self._begun
+        if not self._ended and self._running.acquire(timeout=timeout_s):
+            self._running.release()
+        if self._ended:
+            self._thread.join(1.0)  # what is left of it is a moment
+        return self._ended
 
     def abandon(self, why: str) -> None:
         """Close the connection at once and fail everyone who waits for something on it."""
@@ -222,6 +233,13 @@ class Connection:
         if self.is_writable:
             self.channel.close()
 
+    def _start_thread(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system allows no more threads
+            self._note_bug(error)
+            self._end()
+
     def _run_loop(self) -> None:
         _open[id(self)] = self
         try:
@@ -256,6 +274,8 @@ class Connection:
         failed, detail = self.error is not None, self.error.what if self.error else ""
         events.publish("failed" if failed else "closed", self.owner, self.queue, detail=detail)
         self._outcome.put(self.error or MqlabError(f"{self.name} was closed while it opened."))
+        self._ended = True
+        self._running.release()
 
     def _tick(self) -> None:
         """Notice when this thread could not run, and what an interrupted caller could not ask."""
