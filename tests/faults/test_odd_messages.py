@@ -346,6 +346,47 @@ def test_row_40_an_io_thread_that_dies_gives_its_tasks_back_at_once(
     stop(first)
 
 
+@pytest.mark.parametrize(
+    "step", ["Connection.Start", "Connection.Tune", "Connection.OpenOk", "Channel.OpenOk"]
+)
+@pytest.mark.parametrize("then", ["it is cut", "it goes on", "nothing comes"])
+def test_row_40_closing_while_it_connects_again_is_no_error(
+    broker_settings: Settings, queue: str, step: str, then: str
+) -> None:
+    """At each step of the handshake, and whatever the network does next."""
+    holding, held, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(_connection: int, from_client: bool, frame: Any) -> None:
+        name = getattr(getattr(frame, "method", None), "NAME", "")
+        if holding.is_set() and not from_client and name == step:
+            held.set()
+            go_on.wait(5)
+
+    with Proxy(broker_settings, on_frame=hold) as proxy:
+        inventory = Inventory.take(proxy.settings)
+        producer = Producer(queue, settings=proxy.settings)
+        consumer = BackgroundConsumer(quickly, queue=queue, settings=proxy.settings).start()
+        holding.set()
+        proxy.cut()
+        assert held.wait(10), "the handshake did not come so far"
+        closing = [
+            threading.Thread(target=lambda: producer.close(timeout_s=2)),
+            threading.Thread(target=lambda: stop(consumer)),
+        ]
+        for thread in closing:
+            thread.start()
+        eventually(lambda: producer.status().state == "closed")
+        if then == "it is cut":
+            proxy.cut()
+        if then != "nothing comes":
+            go_on.set()
+        for thread in closing:
+            thread.join(15)
+        assert (producer.status().error, consumer.status().error) == (None, None)
+        inventory.assert_restored()
+        go_on.set()
+
+
 # ---- row 41: the copy would not fit into a frame
 
 SLACK = [0, 14, 60]  # bytes of the frame that are free
