@@ -106,6 +106,7 @@ def exclusive_queue(settings: Settings, queue: str) -> Iterator[tuple[Settings, 
     with raw_channel(settings) as channel:
         channel.queue_declare(queue, durable=True, exclusive=True)
         yield settings, f"cannot obtain exclusive access to locked queue '{queue}'"
+        channel.queue_delete(queue)  # else the broker deletes it some time after the connection
 
 
 @contextlib.contextmanager
