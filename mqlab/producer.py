@@ -89,7 +89,11 @@ class Producer:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except BaseException:  # an interrupt: nobody will close it a second time
+            self._connection.close_soon()
+            raise
 
     def __repr__(self) -> str:
         return f"<producer for {self.queue!r}: {self.status().state}>"
