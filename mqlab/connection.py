@@ -82,6 +82,7 @@ class Connection:
         self.opened = 0
         self.server_version = ""
         self.connect_s = self.declare_s = 0.0
+        self._lost_because = ""
         self.stalled_s = 0.0  # how long the I/O thread could not run before the channel was lost
         self._connection: Any = None
         self._loop: Any = None
@@ -342,7 +343,10 @@ class Connection:
         self.run_later(self._next_pause_s(), self._open_channel)
 
     def _on_open_error(self, _connection: Any, reason: Exception) -> None:
-        self._retry(explain(reason, self.settings))
+        error = explain(reason, self.settings)
+        # What the connection was lost for is worth more than that it cannot be opened now.
+        self.trouble = self._lost_because or f"{error.what} {error.why}".strip()
+        self._retry(error)
 
     def _on_close(self, _connection: Any, reason: Exception) -> None:
         error = explain(reason, self.settings)
@@ -353,7 +357,6 @@ class Connection:
         if self._connection.bug is not None:
             raise self._connection.bug
         self.last_error = error
-        self.trouble = f"{error.what} {error.why}".strip()
         if self._closing:
             self._loop.stop()
         elif not self.opened or isinstance(error, AccessRefused):
@@ -376,9 +379,9 @@ class Connection:
         had_channel, self.channel, self._ready, self.blocked = self.channel, None, False, None
         if had_channel is not None:
             self.stalled_s = self._find_stall()
-            if detail:
-                self.trouble = detail
+            self.trouble = detail
             self._on_lost()
+            self._lost_because = self.trouble
             if not self._closing:
                 events.publish("lost", self.owner, self.queue, detail=detail)
 
@@ -393,7 +396,8 @@ class Connection:
         if connection is None or connection.is_closed:
             self._loop.stop()
         elif not connection.is_closing:
-            connection.close()
+            with contextlib.suppress(Exception):  # as pika raises while it is being opened again
+                connection.close()
             # A broker that does not answer the close must not keep the thread.
             self.run_later(self._close_within_s, self._loop.stop)
 
