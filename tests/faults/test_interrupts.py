@@ -126,11 +126,7 @@ def test_row_37_an_interrupted_start_leaves_no_consumer(
         assert within(5, consumer.status).state in ("new", "stopped", "failed")
         within(5, consumer.stop)
 
-<<<<<<< HEAD
-    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=10)
-=======
     strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
->>>>>>> faults
 
 
 def test_row_37_a_start_interrupted_while_it_replaces_another_leaves_at_most_one(
@@ -149,11 +145,7 @@ def test_row_37_a_start_interrupted_while_it_replaces_another_leaves_at_most_one
             assert_consumer_works_or_has_stopped(first, broker_settings, queue)
         assert_ends(inventory, queue, lambda: (first.stop(2), second.stop(2)))
 
-<<<<<<< HEAD
-    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=10)
-=======
     strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
->>>>>>> faults
 
 
 @contextlib.contextmanager
