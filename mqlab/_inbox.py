@@ -45,6 +45,8 @@ REFUSED_PAUSE_S, LONGEST_REFUSED_PAUSE_S = 1.0, 30.0
 HELD_LIMIT, HELD_BYTES = 1_000, 32 * 1024 * 1024
 """Deliveries, and bytes of them, that may be held beyond the prefetch."""
 LEAST_DELAY_HELD_S = 0.1
+STALLED_S = 1.0
+"""Seconds without running after which the I/O thread counts as stalled."""
 LOST_LIMIT = 20
 """Times that a task may come back through no fault of its own: RabbitMQ's default for quorum
 queues since 4.0 (delivery limit)."""
@@ -170,13 +172,13 @@ class Inbox:
         """The channel is lost, and the broker puts back all that was not acked on it."""
         stalled_s = self.connection.stalled_s
         words = self.connection.refusal or self._cancelled or self.connection.trouble
-        if stalled_s > 1.0:
+        if stalled_s > STALLED_S:
             words = (
                 f"no heartbeat could be sent for {stalled_s:.1f} s, because a handler kept every "
                 f"other thread from running: {words}"
             )
         self.connection.trouble = words
-        was_its_fault = bool(self.connection.refusal or self._cancelled) or stalled_s > 1.0
+        was_its_fault = bool(self.connection.refusal or self._cancelled) or stalled_s > STALLED_S
         limit = self.max_attempts if was_its_fault else LOST_LIMIT
         for delivery in self._unacked.values():
             delivery.lost_words = words
@@ -310,6 +312,10 @@ class Inbox:
             self.connection.run(self._flush)
 
     def _flush(self) -> None:
+        if self.connection.late_s > STALLED_S:
+            # The broker may have hung up meanwhile: that is read first, so that no ack is lost.
+            self.connection.run_later(0.1, self._flush)
+            return
         self._flush_finished()
         if self.stopping and self._is_idle:
             self._finish_stop()

@@ -250,7 +250,9 @@ class Connection:
             self._connect()
             self._loop.start()
         except BaseException as caught:  # a callback raised: keep it where status() finds it
-            self._note_bug(getattr(self._connection, "bug", None) or caught)
+            # pika raises as well if it is closed while it opens, and then it is closed.
+            if not self._closing:
+                self._note_bug(getattr(self._connection, "bug", None) or caught)
         finally:
             self._end()
 
@@ -288,10 +290,14 @@ class Connection:
             self._close_in_loop()
         self.run_later(TICK_S, self._tick)
 
+    @property
+    def late_s(self) -> float:
+        """For how long this thread could not run until now, in seconds: 0 or less, mostly."""
+        return time.monotonic() - self._ticked_at - TICK_S
+
     def _find_stall(self) -> float:
-        now = time.monotonic()
-        last_s = self._stall_s if now - self._stall_ended_at < 2 * TICK_S else 0.0
-        return max(last_s, now - self._ticked_at - TICK_S)
+        recent = time.monotonic() - self._stall_ended_at < 2 * TICK_S
+        return max(self._stall_s if recent else 0.0, self.late_s)
 
     def _connect(self) -> None:
         if self._closing:
@@ -396,8 +402,7 @@ class Connection:
         if connection is None or connection.is_closed:
             self._loop.stop()
         elif not connection.is_closing:
-            with contextlib.suppress(Exception):  # as pika raises while it is being opened again
-                connection.close()
+            connection.close()
             # A broker that does not answer the close must not keep the thread.
             self.run_later(self._close_within_s, self._loop.stop)
 
