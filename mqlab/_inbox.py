@@ -45,10 +45,15 @@ REFUSED_PAUSE_S, LONGEST_REFUSED_PAUSE_S = 1.0, 30.0
 HELD_LIMIT, HELD_BYTES = 1_000, 32 * 1024 * 1024
 """Deliveries, and bytes of them, that may be held beyond the prefetch."""
 LEAST_DELAY_HELD_S = 0.1
+STALLED_S = 1.0
+"""Seconds without running after which the I/O thread counts as stalled."""
 LOST_LIMIT = 20
 """Times that a task may come back through no fault of its own: RabbitMQ's default for quorum
 queues since 4.0 (delivery limit)."""
 LOSSES_KEPT = 10_000
+
+
+Key = tuple[str | None, int]
 
 
 class Delivery:
@@ -70,16 +75,17 @@ class Delivery:
         self.record = TaskRecord(properties.message_id, None, None, now, redelivered, attempt)
 
     @property
-    def key(self) -> tuple[str | None, int]:
+    def key(self) -> Key:
         """Recognises the message when it is delivered again."""
         return self.properties.message_id, hash(self.body)
 
-    def find_id(self) -> str:
+    def find_id(self) -> str | None:
         """The task's id, or that of the message."""
         try:
             return Task.from_json(self.body).task_id
         except TaskError:
-            return str(self.properties.message_id)
+            message_id: str | None = self.properties.message_id
+            return message_id
 
 
 class Waiter:
@@ -119,7 +125,11 @@ class Inbox:
         self._mover = Mover(self._on_moved, self._on_refused)
         self._consumer_tag = ""
         self._held = self._held_bytes = self._freed = self._refused = 0
-        self._losses: OrderedDict[tuple[str | None, int], tuple[int, str]] = OrderedDict()
+        self._cancelled = ""
+        # How often a message may still come back, and why it did, by its key.
+        self._losses: OrderedDict[Key, tuple[int, str]] = OrderedDict()
+        self._acked: deque[Key] = deque(maxlen=1_000)  # on this channel, the newest
+        self._doubtful: OrderedDict[Key, tuple[int, str]] = OrderedDict()  # on those before
         self._stop_at: float | None = None
         self.stopping = False
         self.report: StopReport | None = None
@@ -149,7 +159,7 @@ class Inbox:
 
     def set_up(self, channel: Any) -> None:
         """Prepare a fresh channel: declare the queue, set the prefetch, subscribe."""
-        channel.add_on_cancel_callback(lambda _frame: self.connection.reopen_channel())
+        channel.add_on_cancel_callback(lambda _frame: self._on_cancelled())
         # The broker answers in order, so the answer to the last request is the answer to all.
         if self._declare:
             channel.queue_declare(self.queue, durable=True)
@@ -161,18 +171,24 @@ class Inbox:
     def forget(self) -> None:
         """The channel is lost, and the broker puts back all that was not acked on it."""
         stalled_s = self.connection.stalled_s
-        words = self.connection.refusal or self.connection.trouble
-        if stalled_s > 1.0:
+        words = self.connection.refusal or self._cancelled or self.connection.trouble
+        if stalled_s > STALLED_S:
             words = (
                 f"no heartbeat could be sent for {stalled_s:.1f} s, because a handler kept every "
                 f"other thread from running: {words}"
             )
         self.connection.trouble = words
-        was_its_fault = bool(self.connection.refusal) or stalled_s > 1.0
+        was_its_fault = bool(self.connection.refusal or self._cancelled) or stalled_s > STALLED_S
+        limit = self.max_attempts if was_its_fault else LOST_LIMIT
         for delivery in self._unacked.values():
             delivery.lost_words = words
             if delivery.record.started_at is not None and not delivery.held:
-                self._note_loss(delivery, self.max_attempts if was_its_fault else LOST_LIMIT, words)
+                self._note_loss(delivery.key, limit, words)
+        for key in self._acked:  # the broker does not confirm an ack: it may have had no way
+            self._doubtful[key] = (limit, words)
+            _bound(self._doubtful)
+        self._acked.clear()
+        self._cancelled = ""
         moving = [move.subject for move in self._mover.moves]
         held = [each for each in self._unacked.values() if each.held and each not in moving]
         self._unacked.clear()
@@ -228,8 +244,8 @@ class Inbox:
             self.connection.close_soon()
 
     def _make_report(self) -> None:
-        running = tuple(each.find_id() for each in self.working if each is not None)
-        left = [delivery.find_id() for delivery in self._unacked.values()]
+        running = tuple(str(each.find_id()) for each in self.working if each is not None)
+        left = [str(delivery.find_id()) for delivery in self._unacked.values()]
         returned = tuple(task_id for task_id in left if task_id not in running)
         self.report = StopReport(self.counts["done"], returned, running)
 
@@ -254,29 +270,36 @@ class Inbox:
         reason = ""
         if method.redelivered:
             self.counts["redelivered"] += 1
-            reason = self._find_reason_to_end(delivery)
+            if delivery.key in self._doubtful:  # its ack did not arrive
+                self._note_loss(delivery.key, *self._doubtful.pop(delivery.key))
+            reason = self._find_reason_to_end(delivery.key)
         if UNDECODED_HEADER in (properties.headers or {}):
             reason = "its headers cannot be decoded"
         if reason:
             record.outcome, record.error = "dead", reason
+            record.task_id = delivery.find_id()
             self._move(delivery)
         else:
             self.todo.put(delivery)
 
-    def _find_reason_to_end(self, delivery: Delivery) -> str:
-        if not self._losses or delivery.key not in self._losses:
-            return ""
-        left, words = self._losses[delivery.key]
+    def _find_reason_to_end(self, key: Key) -> str:
+        left, words = self._losses.get(key, (LOST_LIMIT, ""))
         if left > 0:
             return ""
-        del self._losses[delivery.key]
+        del self._losses[key]
         return f"delivered again and again, and never acknowledged: {words}"
 
-    def _note_loss(self, delivery: Delivery, limit: int, words: str) -> None:
-        left, _ = self._losses.pop(delivery.key, (LOST_LIMIT, ""))
-        self._losses[delivery.key] = (min(left, limit) - 1, words)
-        if len(self._losses) > LOSSES_KEPT:
-            self._losses.popitem(last=False)
+    def _note_loss(self, key: Key, limit: int, words: str) -> None:
+        left, _ = self._losses.pop(key, (LOST_LIMIT, ""))
+        self._losses[key] = (min(left, limit) - 1, words)
+        _bound(self._losses)
+
+    def _on_cancelled(self) -> None:
+        self._cancelled = (
+            "basic.cancel: the queue was deleted, its node went away, or a task ran longer than "
+            "the broker's ack time-out"
+        )
+        self.connection.reopen_channel()
 
     def finish(self, delivery: Delivery) -> None:
         """Called by a worker: the work is over, its outcome is in the record."""
@@ -289,6 +312,10 @@ class Inbox:
             self.connection.run(self._flush)
 
     def _flush(self) -> None:
+        if self.connection.late_s > STALLED_S:
+            # The broker may have hung up meanwhile: that is read first, so that no ack is lost.
+            self.connection.run_later(0.1, self._flush)
+            return
         self._flush_finished()
         if self.stopping and self._is_idle:
             self._finish_stop()
@@ -324,8 +351,7 @@ class Inbox:
             if self._unacked.pop(delivery.tag, None) is not None:
                 channel.basic_ack(delivery.tag)
             delivery.record.acked_at = now
-            if self._losses:
-                self._losses.pop(delivery.key, None)
+            self._acked.append(delivery.key)
         if alive:
             if self.connection.trouble:
                 self.connection.mark_progress()
@@ -449,6 +475,11 @@ class Inbox:
                 self.waiters.remove(ref)
             elif waiter.bell.empty():
                 waiter.bell.put(None)
+
+
+def _bound(memory: OrderedDict[Key, Any]) -> None:
+    if len(memory) > LOSSES_KEPT:
+        memory.popitem(last=False)
 
 
 def size_of(value: Any, depth: int = 4) -> int:

@@ -10,6 +10,7 @@ I/O thread looks at it once a second, does everything else, and closes the socke
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import queue as queues
@@ -81,12 +82,17 @@ class Connection:
         self.opened = 0
         self.server_version = ""
         self.connect_s = self.declare_s = 0.0
+        self._lost_because = ""
         self.stalled_s = 0.0  # how long the I/O thread could not run before the channel was lost
         self._connection: Any = None
         self._loop: Any = None
         self._ready = False
         self._pauses = 0
         self._ready_at = self._ticked_at = self._stall_ended_at = self._stall_s = 0.0
+        # Not Thread.join and is_alive: interrupted, they take a thread that runs for ended (3.11).
+        self._begun = self._ended = False
+        self._running = threading.Lock()
+        self._running.acquire()
         self._thread = threading.Thread(target=self._run_loop, name=name, daemon=True)
 
     # ---- for any thread
@@ -98,7 +104,7 @@ class Connection:
             return "failed"
         if self._closing:
             return "closed"
-        if self._thread.ident is None:
+        if not self._begun:
             return "new"
         return "ready" if self._ready else "connecting"
 
@@ -115,7 +121,7 @@ class Connection:
     @property
     def has_ended(self) -> bool:
         """Whether the I/O thread has run and ended."""
-        return self._thread.ident is not None and not self._thread.is_alive()
+        return self._ended
 
     @property
     def owner(self) -> Any:
@@ -130,7 +136,9 @@ class Connection:
         reopened. Whatever is raised here, an interrupt too, nothing stays behind.
         """
         try:
-            self._thread.start()
+            self._begun = True
+            # Not Thread.start: interrupted, it may leave a lock that the new thread waits for.
+            _thread.start_new_thread(self._start_thread, ())
             error = self._outcome.get(timeout=timeout_s)
         except queues.Empty:
             error = ConnectError(
@@ -167,9 +175,13 @@ class Connection:
 
     def join(self, timeout_s: float) -> bool:
         """Wait until the thread has ended, ``timeout_s`` seconds at most. True if it has."""
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if not self._begun or self._thread is threading.current_thread():
+            return not self._begun
+        if not self._ended and self._running.acquire(timeout=timeout_s):
+            self._running.release()
+        if self._ended:
+            self._thread.join(1.0)  # what is left of it is a moment
+        return self._ended
 
     def abandon(self, why: str) -> None:
         """Close the connection at once and fail everyone who waits for something on it."""
@@ -222,6 +234,13 @@ class Connection:
         if self.is_writable:
             self.channel.close()
 
+    def _start_thread(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system allows no more threads
+            self._note_bug(error)
+            self._end()
+
     def _run_loop(self) -> None:
         _open[id(self)] = self
         try:
@@ -231,7 +250,9 @@ class Connection:
             self._connect()
             self._loop.start()
         except BaseException as caught:  # a callback raised: keep it where status() finds it
-            self._note_bug(getattr(self._connection, "bug", None) or caught)
+            # pika raises as well if it is closed while it opens, and then it is closed.
+            if not self._closing:
+                self._note_bug(getattr(self._connection, "bug", None) or caught)
         finally:
             self._end()
 
@@ -256,6 +277,8 @@ class Connection:
         failed, detail = self.error is not None, self.error.what if self.error else ""
         events.publish("failed" if failed else "closed", self.owner, self.queue, detail=detail)
         self._outcome.put(self.error or MqlabError(f"{self.name} was closed while it opened."))
+        self._ended = True
+        self._running.release()
 
     def _tick(self) -> None:
         """Notice when this thread could not run, and what an interrupted caller could not ask."""
@@ -267,10 +290,14 @@ class Connection:
             self._close_in_loop()
         self.run_later(TICK_S, self._tick)
 
+    @property
+    def late_s(self) -> float:
+        """For how long this thread could not run until now, in seconds: 0 or less, mostly."""
+        return time.monotonic() - self._ticked_at - TICK_S
+
     def _find_stall(self) -> float:
-        now = time.monotonic()
-        last_s = self._stall_s if now - self._stall_ended_at < 2 * TICK_S else 0.0
-        return max(last_s, now - self._ticked_at - TICK_S)
+        recent = time.monotonic() - self._stall_ended_at < 2 * TICK_S
+        return max(self._stall_s if recent else 0.0, self.late_s)
 
     def _connect(self) -> None:
         if self._closing:
@@ -322,7 +349,10 @@ class Connection:
         self.run_later(self._next_pause_s(), self._open_channel)
 
     def _on_open_error(self, _connection: Any, reason: Exception) -> None:
-        self._retry(explain(reason, self.settings))
+        error = explain(reason, self.settings)
+        # What the connection was lost for is worth more than that it cannot be opened now.
+        self.trouble = self._lost_because or f"{error.what} {error.why}".strip()
+        self._retry(error)
 
     def _on_close(self, _connection: Any, reason: Exception) -> None:
         error = explain(reason, self.settings)
@@ -333,7 +363,6 @@ class Connection:
         if self._connection.bug is not None:
             raise self._connection.bug
         self.last_error = error
-        self.trouble = f"{error.what} {error.why}".strip()
         if self._closing:
             self._loop.stop()
         elif not self.opened or isinstance(error, AccessRefused):
@@ -356,9 +385,9 @@ class Connection:
         had_channel, self.channel, self._ready, self.blocked = self.channel, None, False, None
         if had_channel is not None:
             self.stalled_s = self._find_stall()
-            if detail:
-                self.trouble = detail
+            self.trouble = detail
             self._on_lost()
+            self._lost_because = self.trouble
             if not self._closing:
                 events.publish("lost", self.owner, self.queue, detail=detail)
 

@@ -106,7 +106,11 @@ class BackgroundConsumer:
         return self.start() if self._connection.state == "new" else self
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
-        report = self.stop(timeout_s=10.0 if kind is None else 2.0)
+        try:
+            report = self.stop(timeout_s=10.0 if kind is None else 2.0)
+        except BaseException:  # an interrupt: nobody will stop it a second time
+            self._connection.close_soon()
+            raise
         if report.returned or report.may_run_twice:
             print(report)
 
@@ -127,7 +131,11 @@ class BackgroundConsumer:
                 fix="create a new one: BackgroundConsumer(...)",
             )
         self._replace_previous()
-        self._connection.open(bound_s)  # the I/O thread subscribes, and starts the workers
+        try:
+            self._connection.open(bound_s)  # the I/O thread subscribes, and starts the workers
+        except BaseException:
+            self._connection.close_soon()
+            raise
         return self
 
     def wait(self, count: int, timeout_s: float, *, show_progress: bool = True) -> list[TaskRecord]:

@@ -79,13 +79,21 @@ class Producer:
         )
         # An interrupt may strike before the caller has a name for this object.
         weakref.finalize(self, self._connection.close_soon).atexit = False
-        self._connection.open(self.timeout_s)
+        try:
+            self._connection.open(self.timeout_s)
+        except BaseException:
+            self._connection.close_soon()
+            raise
 
     def __enter__(self) -> Producer:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except BaseException:  # an interrupt: nobody will close it a second time
+            self._connection.close_soon()
+            raise
 
     def __repr__(self) -> str:
         return f"<producer for {self.queue!r}: {self.status().state}>"
@@ -157,6 +165,11 @@ class Producer:
             trouble=connection.trouble,
             error=connection.error,
         )
+
+    @property
+    def declare_s(self) -> float:
+        """Seconds that it took to open the channel, declare the queue and ask for confirms."""
+        return self._connection.declare_s
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Close the connection. A send still waiting in another thread ends with its outcome."""

@@ -1,8 +1,9 @@
-"""Where the broker is. Validated here, so that a typing error is told at once and in words.
+"""The address of the broker, checked as soon as it is read.
 
-The address comes from ``AMQP_URL`` if it is set, else from ``MQLAB_AMQP_PORT`` and
-``MQLAB_MANAGEMENT_PORT``, else it is the walk-through's: guest on 127.0.0.1, ports 5673 and 15673.
-No method prints the password. Finding or starting a broker is left to ``mqlab.broker``.
+It comes from ``AMQP_URL`` if that is set, else from ``MQLAB_AMQP_PORT`` and
+``MQLAB_MANAGEMENT_PORT``; by default it is the walk-through's: guest on 127.0.0.1, ports 5673 and
+15673. ``MQLAB_MANAGEMENT_URL`` is the address of the management API, with a login of its own if it
+needs one. No text or repr contains a password. ``mqlab.broker`` finds and starts brokers.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import pika
 
@@ -21,12 +22,16 @@ from mqlab.errors import SettingsError
 AMQP_PORT = 5673
 MANAGEMENT_PORT = 15673
 HEARTBEAT_S = 15
-"""Seconds; RabbitMQ's heartbeat guide advises 5 to 20. Silence shows after 2 x (this + 5)."""
+"""Seconds; RabbitMQ's heartbeat guide recommends 5 to 20. Silence shows after 2 x (this + 5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The address of one broker: host, port, virtual host, user, and its management page."""
+    """The address of one broker: host, port, virtual host and user, and its management API.
+
+    A login in ``management_url`` (``http://user:password@host:15672``) is moved to
+    ``management_login``, so the URL can be printed. Raises SettingsError if the URL cannot be used.
+    """
 
     host: str = "127.0.0.1"
     port: int = AMQP_PORT
@@ -35,6 +40,22 @@ class Settings:
     password: str = field(default="guest", repr=False)
     tls: bool = False
     management_url: str = f"http://127.0.0.1:{MANAGEMENT_PORT}"
+    management_login: tuple[str, str] | None = field(default=None, repr=False)
+    """User and password for the management API where they differ from those for AMQP."""
+
+    def __post_init__(self) -> None:
+        example = "MQLAB_MANAGEMENT_URL=http://user:password@host:15672"
+        parts = _split(self.management_url, ("http", "https"), example)
+        if "@" in parts.netloc:
+            login = (unquote(parts.username or ""), unquote(parts.password or ""))
+            object.__setattr__(self, "management_login", login)
+            parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        object.__setattr__(self, "management_url", parts.geturl().rstrip("/"))
+
+    @classmethod
+    def on_this_machine(cls, port: int, management_port: int) -> Settings:
+        """Return the address of a broker at these ports of 127.0.0.1, with the default login."""
+        return cls(port=port, management_url=f"http://127.0.0.1:{management_port}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -44,55 +65,34 @@ class Settings:
             return cls.from_url(environ["AMQP_URL"], management_url=management_url)
         port = read_port(environ, "MQLAB_AMQP_PORT", AMQP_PORT)
         management_port = read_port(environ, "MQLAB_MANAGEMENT_PORT", MANAGEMENT_PORT)
-        return cls(
-            port=port, management_url=management_url or f"http://127.0.0.1:{management_port}"
-        )
+        here = cls.on_this_machine(port, management_port)
+        return replace(here, management_url=management_url or here.management_url)
 
     @classmethod
     def from_url(cls, url: str, *, management_url: str | None = None) -> Settings:
         """Read ``amqp://user:password@host:port/vhost``, or ``amqps://`` for TLS.
 
-        Without a port it is 5672 (TLS: 5671); without a virtual host, or with a bare ``/``, it
-        is ``/``. The management page is looked for 10,000 ports higher unless ``management_url``
-        says otherwise. Raises SettingsError, without the password, if the URL cannot be used.
+        The default port is 5672 (TLS: 5671). Without a virtual host, or with a bare ``/``, it is
+        ``/``. The management API is expected 10,000 ports higher unless ``management_url`` is
+        given. Raises SettingsError, which never shows the password, if a URL cannot be used.
         """
         example = "AMQP_URL=amqp://user:password@host:5672/vhost"
-
-        def refuse(why: str) -> SettingsError:
-            return SettingsError("AMQP_URL cannot be used.", why=why, fix=f"write it as {example}")
-
-        try:
-            parts = urlsplit(url.strip())
-            port = parts.port
-        except ValueError:
-            # `from None`: urllib's own message may quote the URL, password included.
-            raise refuse("its host or port cannot be read") from None
-        if parts.scheme not in ("amqp", "amqps"):
-            raise refuse(
-                f"it begins with {parts.scheme or 'nothing'}, not with amqp:// or amqps://"
-            )
-        if not parts.hostname:
-            raise refuse("it names no host")
-        if port == 0:
-            raise refuse("port 0 is not a port to connect to")
-        if parts.query or parts.fragment:
-            raise refuse(
-                "mqlab reads no options after ? or # (a # or ? in a password is %23 or %3F)"
-            )
+        parts = _split(url, ("amqp", "amqps"), example)
         if "/" in parts.path[1:]:
-            raise refuse("a virtual host's own / is written %2F")
+            raise _unusable(example, "a / that is part of the virtual host's name is written %2F")
         tls = parts.scheme == "amqps"
-        port = port or (5671 if tls else 5672)
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        derived = f"{'https' if tls else 'http'}://{host}:{port + 10_000}"
+        port = parts.port or (5671 if tls else 5672)
+        name = str(parts.hostname)
+        host = f"[{name}]" if ":" in name else name
         return cls(
-            host=parts.hostname,
+            host=name,
             port=port,
             virtual_host=unquote(parts.path[1:]) or "/",
             username=unquote(parts.username or "guest"),
             password=unquote(parts.password or "guest"),
             tls=tls,
-            management_url=(management_url or derived).rstrip("/"),
+            management_url=management_url
+            or f"{'https' if tls else 'http'}://{host}:{port + 10_000}",
         )
 
     @property
@@ -101,11 +101,22 @@ class Settings:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def is_local(self) -> bool:
+        """Whether the broker is on this machine, by its name."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @property
     def url(self) -> str:
-        """The URL with its password, to hand to another process by ``AMQP_URL``. Never print it."""
+        """The URL with its password, to pass to another process in ``AMQP_URL``. Never print it."""
         login = f"{quote(self.username, safe='')}:{quote(self.password, safe='')}"
         vhost = quote(self.virtual_host, safe="")
         return f"{'amqps' if self.tls else 'amqp'}://{login}@{self.address}/{vhost}"
+
+    @property
+    def management_port(self) -> int:
+        """The TCP port in ``management_url``."""
+        parts = urlsplit(self.management_url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
 
     def __str__(self) -> str:
         vhost = quote(self.virtual_host, safe="")
@@ -113,11 +124,11 @@ class Settings:
         return f"{'amqps' if self.tls else 'amqp'}://{user}@{self.address}/{vhost}"
 
     def parameters(self, *, name: str = "mqlab", timeout_s: float = 5.0, **options: Any) -> Any:
-        """Give ``pika.ConnectionParameters`` for this broker.
+        """Return ``pika.ConnectionParameters`` for this broker.
 
-        ``name`` is shown as the connection's name on the management page; ``timeout_s`` bounds
-        the whole connecting, name look-up and handshake included; ``options`` go to pika as they
-        are and win over what is set here.
+        The management UI shows ``name`` as the name of the connection. ``timeout_s`` is for
+        connecting as a whole, including name resolution and the handshake. ``options`` are passed
+        to pika and override what is set here.
         """
         if self.tls:
             context = ssl.create_default_context()
@@ -145,3 +156,29 @@ def read_port(environ: Mapping[str, str], name: str, default: int) -> int:
             f"{name}={text!r} is not a port.", fix=f"use a number from 1 to 65535: {name}={default}"
         )
     return int(text)
+
+
+def _split(url: str, schemes: tuple[str, str], example: str) -> SplitResult:
+    """Split a URL and check what every URL here must have. Raises SettingsError."""
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        # `from None`: urllib's own message may quote the URL, password included.
+        raise _unusable(example, "its host or port cannot be read") from None
+    if parts.scheme not in schemes:
+        raise _unusable(example, f"it must begin with {schemes[0]}:// or {schemes[1]}://")
+    if not parts.hostname:
+        raise _unusable(example, "it names no host")
+    if port == 0:
+        raise _unusable(example, "port 0 is not a port to connect to")
+    if parts.query or parts.fragment:
+        raise _unusable(
+            example, "mqlab reads no options after ? or # (in a password, write %3F or %23)"
+        )
+    return parts
+
+
+def _unusable(example: str, why: str) -> SettingsError:
+    variable = example.partition("=")[0]
+    return SettingsError(f"{variable} cannot be used.", why=why, fix=f"write it as {example}")

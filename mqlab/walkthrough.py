@@ -95,7 +95,7 @@ def send_task_to_queue(
     started = time.perf_counter()
     with Producer(queue, settings=settings, timeout_s=timeout_s) as producer:
         opened_s = time.perf_counter() - started
-        declare_s = producer._connection.declare_s
+        declare_s = producer.declare_s
         sent = producer.send(task_data)
         record = replace(sent, connect_s=opened_s - declare_s, declare_s=declare_s)
     if not quiet:

@@ -78,8 +78,8 @@ def broker_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settin
 def nothing_is_left() -> Iterator[None]:
     """After the last test and the last broker: no thread of mqlab, and no process of ours."""
     yield
-    # A thread whose start was interrupted has no ident: it is listed, and never runs.
-    alive = [thread for thread in threading.enumerate() if thread.ident is not None]
+    # Python lists a thread whose start was interrupted for ever, though it runs nothing.
+    alive = [thread for thread in threading.enumerate() if thread.is_alive()]
     threads = [thread.name for thread in alive if thread.name.startswith("mqlab")]
     deadline = time.monotonic() + 10
     while children := _living_children():

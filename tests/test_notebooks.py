@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from mqlab.settings import Settings
-from tests.helpers import eventually
+from tests.helpers import eventually, management
 
 ROOT = Path(__file__).parents[1]
 SANITIZE = ROOT / "tests/nbval_sanitize.cfg"
@@ -73,12 +72,7 @@ def run_nbval(path: Path, settings: Settings, *options: str) -> subprocess.Compl
 
 def names_on(settings: Settings, what: str) -> set[str]:
     """Names of the queues, connections or consumers that the broker has, by its management API."""
-    base = settings.management_url
-    login = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    login.add_password(None, base, settings.username, settings.password)
-    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(login))
-    with opener.open(f"{base}/api/{what}", timeout=10) as answer:
-        found = json.load(answer)
+    found = management(settings, what)
     return {str(each.get("name") or each["consumer_tag"]) for each in found}
 
 

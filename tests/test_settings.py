@@ -1,4 +1,5 @@
 import pickle
+import traceback
 
 import pytest
 
@@ -113,3 +114,43 @@ def test_parameters_carry_address_heartbeat_name_and_bound() -> None:
     assert (parameters.heartbeat, parameters.stack_timeout) == (15, 3)
     assert parameters.client_properties == {"connection_name": "me"}
     assert parameters.ssl_options.context.check_hostname
+
+
+def test_row_60_a_login_in_the_management_url_is_kept_and_never_shown() -> None:
+    settings = Settings.from_env(
+        {
+            "AMQP_URL": "amqp://ann:topsecret@h",
+            "MQLAB_MANAGEMENT_URL": "https://bob:al%2Fso%40secret@[::1]:15671/prefix/",
+        }
+    )
+    assert settings.management_url == "https://[::1]:15671/prefix"
+    assert settings.management_login == ("bob", "al/so@secret")
+    assert settings.management_port == 15671
+    assert "secret" not in f"{settings} {settings!r} {settings.management_url}"
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_without_a_login_in_the_management_url_there_is_none() -> None:
+    assert Settings.from_env({"MQLAB_MANAGEMENT_URL": "http://h:1"}).management_login is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:15672",
+        "amqp://u:topsecret@h",
+        "http://",
+        "http://u:topsecret@h:x",
+        "http://u:top#secret@h",
+        "http://u:topsecret@[::1",
+        "http://u:topsecret@h:0",
+        "http://u:topsecret@h/?a=1",
+    ],
+)
+def test_row_60_a_management_url_that_cannot_be_used_is_refused_without_its_password(
+    url: str,
+) -> None:
+    with pytest.raises(SettingsError, match="MQLAB_MANAGEMENT_URL cannot be used") as caught:
+        Settings.from_env({"MQLAB_MANAGEMENT_URL": url})
+    assert "http://user:password@host:15672" in caught.value.fix
+    assert "secret" not in "".join(traceback.format_exception(caught.value))

@@ -1,112 +1,140 @@
-"""RabbitMQ and Erlang from the packages of Debian or Ubuntu, unpacked into the user's own cache.
+"""RabbitMQ and Erlang from the packages of Debian or Ubuntu, unpacked into the user's cache.
 
-Nothing is installed and nobody has to be root: ``apt-get download`` fetches (and verifies) the
-distribution's packages, ``dpkg-deb -x`` unpacks them. `apt-get install` would be wrong on a
-learner's machine: it starts a system service on port 5672. Running the server is left to ``node``.
+Nothing is installed and root is not needed: ``apt-get download`` fetches and verifies the packages
+of the distribution, ``dpkg-deb -x`` unpacks them. ``apt-get install`` would start a system service
+on port 5672. A manifest has the checksum of every unpacked file; a tree that does not match it is
+fetched again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
 
+from mqlab.broker import system
+from mqlab.broker.system import Say, cache_dir
 from mqlab.errors import StartFailed
 
 FETCH_TIMEOUT_S = 900.0
 """Seconds for the whole download: 35 MB on a slow line."""
 SHOW_EVERY_S = 3.0
-
-
-def cache_dir() -> Path:
-    """The folder for what can be fetched again: ``mqlab`` in ``$XDG_CACHE_HOME``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).resolve() / "mqlab"
+MANIFEST = "mqlab-manifest"
 
 
 def can_fetch() -> bool:
-    """Whether this machine has the tools of Debian and Ubuntu that ``fetch_server`` needs."""
+    """Return whether this machine has the Debian tools that ``fetch_server`` needs."""
     return all(shutil.which(tool) for tool in ("apt-get", "apt-cache", "dpkg-deb", "dpkg-query"))
 
 
 def find_unpacked() -> Path | None:
-    """The server script of an earlier ``fetch_server``, or None."""
+    """Return the server script of an earlier ``fetch_server`` if every file is as it was unpacked.
+
+    Raises StartFailed if another user owns the cache or may write to it.
+    """
     tree = cache_dir() / "rabbitmq"
-    erl = tree / "usr/lib/erlang/bin/erl"
-    # Erlang's start script carries its own path: a cache that was moved here is of no use.
-    if erl.is_file() and f"ROOTDIR={tree}/" in erl.read_text():
-        return tree / "usr/lib/rabbitmq/bin/rabbitmq-server"
+    with system.explaining(tree, system.CACHE):
+        for folder in (tree.parent, tree):
+            if not folder.exists():
+                return None
+            system.check_private(folder, system.CACHE)
+    with contextlib.suppress(OSError):
+        erl = tree / "usr/lib/erlang/bin/erl"
+        # Erlang's start script contains its own path: a cache that was moved here is of no use.
+        is_here = f"ROOTDIR={tree}/" in erl.read_text(errors="replace")
+        if is_here and (tree / MANIFEST).read_text() == _list_files(tree):
+            return tree / "usr/lib/rabbitmq/bin/rabbitmq-server"
     return None
 
 
-def fetch_server(*, say: Callable[[str], object] = print) -> Path:
-    """Fetch and unpack RabbitMQ and Erlang once, and give the path of the server script.
+def fetch_server(*, say: Say = print) -> Path:
+    """Return the path of an unpacked server script; fetch the packages first if there is none.
 
-    ``say`` gets a line now and then. The folder appears whole or not at all, so that whatever
-    interrupts it, the next call works. Raises StartFailed, with the tool's own words.
+    ``say`` gets a line for each step. The tree appears complete or not at all, and what a killed
+    call has left behind is removed by the next one. Raises StartFailed with the tool's own words.
     """
     cache = cache_dir()
-    if any(character.isspace() for character in str(cache)):
+    if not re.fullmatch(r"[\w/.,+@:=~%-]+", str(cache)):
         raise StartFailed(
-            f"RabbitMQ cannot live in {cache}.",
-            why="its start script does not work in a folder with a space in its path",
-            fix="export XDG_CACHE_HOME=/a/path/without/a/space  and run the command again",
+            f"RabbitMQ cannot run from {str(cache)!r}.",
+            why="its start scripts do not work in a folder with spaces, quotes or the like in its "
+            "path",
+            fix=f"export {system.CACHE}=/a/plain/path  and run the command again",
         )
+    with system.explaining(cache, system.CACHE):
+        system.make_private(cache, system.CACHE)
+        with filelock.FileLock(cache / "fetch.lock", timeout=FETCH_TIMEOUT_S):
+            for left_over in cache.glob("fetch-*/"):
+                _remove(left_over)
+            return find_unpacked() or _fetch(cache / "rabbitmq", say)
+
+
+def _fetch(tree: Path, say: Say) -> Path:
+    if tree.exists():
+        say(f"The RabbitMQ in {tree} is damaged, or was moved there: fetching it again.")
+    work = Path(tempfile.mkdtemp(prefix="fetch-", dir=tree.parent))
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        return _fetch_once(cache, say)
-    except OSError as error:
-        raise StartFailed(
-            f"RabbitMQ cannot be unpacked into {cache}.",
-            why=f"{error.strerror or error}",
-            fix="make room or give the right to write there, or set XDG_CACHE_HOME to another one",
-        ) from error
-
-
-def _fetch_once(cache: Path, say: Callable[[str], object]) -> Path:
-    with filelock.FileLock(cache / "fetch.lock", timeout=FETCH_TIMEOUT_S):
-        if (script := find_unpacked()) is not None:
-            return script
-        for left_over in [*cache.glob("fetch-*/"), cache / "rabbitmq"]:
-            shutil.rmtree(left_over, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix="fetch-", dir=cache))
+        started = time.monotonic()
+        options = _apt_options(work, own_lists=False)
         try:
-            started = time.monotonic()
-            options = _apt_options(work, own_lists=False)
-            try:
-                names = _download(options, work, say)
-            except StartFailed:
-                say("The system's package lists are missing or out of date: fetching fresh ones.")
-                options = _apt_options(work, own_lists=True)
-                # It counts as done even where no mirror could be reached: keep its words.
-                words = _run(["apt-get", *options, "-q", "update"], check=False, stderr=True)
-                if not _depends(options):
-                    raise _failed("apt-get update", words) from None
-                names = _download(options, work, say)
-            with ThreadPoolExecutor(max_workers=4) as pool:
-                list(pool.map(lambda deb: _unpack(deb, work / "tree"), work.glob("*.deb")))
-            _check_libraries(work / "tree", options, names)
-            _set_root(work / "tree", cache / "rabbitmq")
-            (work / "tree").rename(cache / "rabbitmq")
-            say(f"Unpacked into {cache / 'rabbitmq'}; {time.monotonic() - started:.0f} s in all.")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return cache / "rabbitmq/usr/lib/rabbitmq/bin/rabbitmq-server"
+            names = _download(options, work, say)
+        except StartFailed:
+            say("The system's package lists are missing or out of date: fetching fresh ones.")
+            options = _apt_options(work, own_lists=True)
+            # apt-get exits with 0 even if it reached no mirror: keep what it printed.
+            words = _run(["apt-get", *options, "-q", "update"], check=False, stderr=True)
+            if not _depends(options):
+                raise _failed("apt-get update", words) from None
+            names = _download(options, work, say)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(lambda deb: _unpack(deb, work / "tree"), work.glob("*.deb")))
+        check_libraries(work / "tree", options, names)
+        _set_root(work / "tree", tree)
+        (work / "tree" / MANIFEST).write_text(_list_files(work / "tree"))
+        if tree.exists():
+            tree.rename(work / "damaged")
+        (work / "tree").rename(tree)
+        say(f"Unpacked into {tree}; {time.monotonic() - started:.0f} s in all.")
+    finally:
+        _remove(work)
+    return tree / "usr/lib/rabbitmq/bin/rabbitmq-server"
+
+
+def _list_files(tree: Path) -> str:
+    """A line for each file: its checksum, or what a link points to, and its path."""
+    lines = []
+    for path in sorted(tree.rglob("*")):
+        if path.is_symlink():
+            lines.append(f"{path.readlink()}  {path.relative_to(tree)}\n")
+        elif path.is_file() and path.name != MANIFEST:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.relative_to(tree)}\n")
+    return "".join(lines)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, although a download that was killed may still be ending in it."""
+    deadline = time.monotonic() + 5.0
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _apt_options(work: Path, *, own_lists: bool) -> list[str]:
-    """Options that let an ordinary user run apt, and keep its index for the next call."""
+    """Options that let an ordinary user run apt; its index is kept for the next call."""
     (work / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
     (work / "apt/archives/partial").mkdir(parents=True, exist_ok=True)
     options = ["-o", f"Dir::Cache={work}/apt"]
-    if os.geteuid() == 0:  # apt's own user may not look into this folder
+    if os.geteuid() == 0:  # apt's own user may not enter this folder
         options += ["-o", "APT::Sandbox::User=root"]
     if own_lists:
         options += ["-o", f"Dir::State={work}/apt", "-o", "Dir::State::status=/var/lib/dpkg/status"]
@@ -114,7 +142,7 @@ def _apt_options(work: Path, *, own_lists: bool) -> list[str]:
 
 
 def _depends(options: list[str]) -> list[str]:
-    """rabbitmq-server and every Erlang package that it needs; none if the lists know none."""
+    """rabbitmq-server and every Erlang package it needs; empty if the package lists have none."""
     kinds = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
     command = ["apt-cache", *options, "depends", "--recurse", *(f"--no-{kind}" for kind in kinds)]
     lines = _run([*command, "rabbitmq-server"], check=False).splitlines()
@@ -122,7 +150,7 @@ def _depends(options: list[str]) -> list[str]:
     return ["rabbitmq-server", *sorted(erlang)] if "rabbitmq-server" in lines and erlang else []
 
 
-def _download(options: list[str], work: Path, say: Callable[[str], object]) -> list[str]:
+def _download(options: list[str], work: Path, say: Say) -> list[str]:
     """Download the packages into ``work`` and return their names."""
     names = _depends(options)
     if not names:
@@ -136,7 +164,7 @@ def _download(options: list[str], work: Path, say: Callable[[str], object]) -> l
     log = work / "apt/log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            ["apt-get", *options, "-qq", "download", *names],
+            [*system.ends_with_parent(), "apt-get", *options, "-qq", "download", *names],
             cwd=work, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environ(),
         )  # fmt: skip
         started = shown = time.monotonic()
@@ -159,8 +187,8 @@ def _unpack(package: Path, tree: Path) -> None:
     _run(["dpkg-deb", "-x", str(package), str(tree)])
 
 
-def _check_libraries(tree: Path, options: list[str], names: list[str]) -> None:
-    """See that the virtual machine finds its shared libraries, which come from the system."""
+def check_libraries(tree: Path, options: list[str], names: list[str]) -> None:
+    """Check that the virtual machine finds its shared libraries, which come from the system."""
     erlang = tree / "usr/lib/erlang"
     programs = [*erlang.glob("erts-*/bin/beam.smp"), *erlang.glob("erts-*/bin/epmd")]
     programs += erlang.glob("lib/crypto-*/priv/lib/crypto.so")
@@ -174,12 +202,12 @@ def _check_libraries(tree: Path, options: list[str], names: list[str]) -> None:
     raise StartFailed(
         f"Erlang needs {', '.join(missing)}, and this system has no such library.",
         why=f"these packages are not installed: {', '.join(absent) or 'unknown'}",
-        fix=f"ask an administrator for: apt-get install {' '.join(absent)}",
+        fix=f"ask an administrator to run: apt-get install {' '.join(absent)}",
     )
 
 
 def _set_root(tree: Path, final: Path) -> None:
-    """Tell Erlang's start scripts where they will live."""
+    """Write the final path into Erlang's start scripts."""
     erlang = tree / "usr/lib/erlang"
     for script in [erlang / "bin/erl", *erlang.glob("erts-*/bin/erl")]:
         text = script.read_text()
@@ -192,10 +220,11 @@ def _environ() -> dict[str, str]:
 
 
 def _run(command: list[str], *, check: bool = True, stderr: bool = False) -> str:
-    """Run a tool and give its output; without ``check``, "" where it fails."""
+    """Run a tool and return its output; without ``check``, "" if it fails."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [*system.ends_with_parent(), *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if stderr else subprocess.PIPE,
             text=True, timeout=FETCH_TIMEOUT_S, env=_environ(),
         )  # fmt: skip
@@ -212,7 +241,7 @@ def _failed(tool: str, words: str) -> StartFailed:
     lines = [line for line in words.splitlines() if line.startswith(("E:", "W:", "dpkg"))]
     return StartFailed(
         f"RabbitMQ could not be fetched: {tool} failed.",
-        why="\n        ".join((lines or words.splitlines())[-4:]) or "it said nothing",
-        fix="check the network and run the command again (nothing half-done was left behind),\n"
-        "        or take another way: python -m mqlab doctor",
+        why="\n        ".join((lines or words.splitlines())[-4:]) or "it printed nothing",
+        fix="check the network and run the command again (nothing was left behind),\n"
+        "        or get a broker in another way: python -m mqlab doctor",
     )

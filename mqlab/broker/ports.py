@@ -1,4 +1,4 @@
-"""TCP ports of this machine: which one is free, and what holds one that is not."""
+"""TCP ports of this machine: which are free, and what listens on the others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import psutil
 from mqlab.errors import PortTaken
 
 PROBE_TIMEOUT_S = 0.6
-"""Seconds that one probe may take; there are two, and a taken port is to be told within 2 s."""
+"""Seconds for one probe. There are two, and a taken port has to be reported within 2 s."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """What listens on a port: its kind in words, and the program where the system shows it."""
+    """What listens on a port: its kind in words, and the program if the system shows it."""
 
     kind: str
     is_rabbitmq: bool = False
@@ -29,33 +29,33 @@ class Listener:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    """Return a TCP port of 127.0.0.1 that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def is_open(port: int, timeout_s: float = 0.5) -> bool:
-    """Whether something on 127.0.0.1 accepts a connection on that port."""
+    """Return whether something on 127.0.0.1 accepts connections on that port."""
     with socket.socket() as probe:
         probe.settimeout(timeout_s)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on that port of 127.0.0.1."""
+    """Return whether a server could listen on that port of 127.0.0.1."""
     with socket.socket() as probe:
-        # As servers do: a port that only has closed connections on it counts as free.
+        # As servers do: a port with nothing but closed connections counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
-    return not is_open(port)  # Docker may forward a port that nobody is bound to
+    return not is_open(port)  # Docker may forward a port that no process is bound to
 
 
 def identify(port: int) -> Listener:
-    """Tell what listens on a port of 127.0.0.1, within two probes' time."""
+    """Find out what listens on a port of 127.0.0.1, within the time of two probes."""
     answer = _ask(port, b"AMQP\x00\x00\x09\x01")
     program = _program(port)
     if answer is None:
@@ -68,7 +68,7 @@ def identify(port: int) -> Listener:
         return Listener("an AMQP server of another version", program=program)
     answer = _ask(port, b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n") or b""
     if b"RabbitMQ Management" in answer:
-        return Listener("a RabbitMQ's management page", program=program)
+        return Listener("a RabbitMQ management UI", program=program)
     if answer.startswith(b"HTTP/"):
         return Listener("an HTTP server", program=program)
     return Listener("a program that speaks neither AMQP nor HTTP", program=program)
@@ -77,25 +77,25 @@ def identify(port: int) -> Listener:
 def check_free(port: int, management_port: int, found: Listener | None = None) -> None:
     """Raise PortTaken, within 2 s, if one of the two ports is in use.
 
-    ``found`` is what ``identify`` told of the first, if it was asked before.
+    ``found`` is what ``identify`` returned for the first, if it is known already.
     """
     for taken, option, variable, use in (
         (port, "--port", "MQLAB_AMQP_PORT", "AMQP"),
-        (management_port, "--management-port", "MQLAB_MANAGEMENT_PORT", "the management page"),
+        (management_port, "--management-port", "MQLAB_MANAGEMENT_PORT", "the management API"),
     ):
         if not is_free(taken):
             holder = (found if taken == port else None) or identify(taken)
             other = next((p for p in range(taken + 10, 65536, 10) if is_free(p)), free_port())
             raise PortTaken(
                 f"Port {taken}, meant for {use}, is taken by {holder}.",
-                why="it was there before, and mqlab leaves alone what it did not start",
+                why="it was there first, and mqlab leaves alone what it did not start",
                 fix=f"choose another port: export {variable}={other}  (the notebooks read it too), "
-                f"or for one command {option} {other}",
+                f"or for one command: {option} {other}",
             )
 
 
 def _ask(port: int, question: bytes) -> bytes | None:
-    """What comes back for ``question``; None if no connection is accepted."""
+    """Return the reply to ``question``; None if no connection is accepted."""
     deadline = time.monotonic() + PROBE_TIMEOUT_S
     answer = b""
     try:
@@ -114,7 +114,7 @@ def _ask(port: int, question: bytes) -> bytes | None:
 
 
 def _program(port: int) -> str:
-    """Name and pid of the listener, where this user may see them."""
+    """Return name and pid of the listener, if this user may see them."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections(kind="tcp"):
             here = connection.laddr and connection.laddr.port == port

@@ -14,7 +14,7 @@ import pytest
 
 from mqlab.broker import compose
 from mqlab.errors import StartFailed
-from mqlab.settings import AMQP_PORT, MANAGEMENT_PORT
+from mqlab.settings import AMQP_PORT, MANAGEMENT_PORT, Settings
 
 FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
@@ -109,13 +109,13 @@ def test_without_an_engine_the_reason_is_told_in_words(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compose.why_not() == "Docker is not installed"
-    assert compose.is_up(AMQP_PORT) is False
+    assert compose.Docker(Settings()).serves() is False
 
 
 def test_a_docker_without_an_engine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("docker") is None:
         pytest.skip("no docker command here")
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    assert compose.why_not() == "Docker is installed, and no engine answers"
-    with pytest.raises(StartFailed, match="docker compose down"):
-        compose.down()
+    assert compose.why_not() == "Docker is installed, but no engine answers"
+    with pytest.raises(StartFailed, match="docker compose up"):
+        compose.Docker(Settings()).start(with_parent=True, say=lambda _line: None)

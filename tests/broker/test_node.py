@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mqlab import broker
-from mqlab.broker.node import Node, _data_folder, find_server, pick_words
+from mqlab.broker.node import Node, data_folder, find_server, pick_words
 from mqlab.broker.ports import is_open
 from mqlab.errors import StartFailed
 from mqlab.settings import Settings
@@ -287,5 +287,5 @@ def test_a_kill_of_nothing_is_fine(node: Node) -> None:
         ("/somewhere/sbin/rabbitmq-server", "data"),
     ],
 )
-def test_each_series_of_rabbitmq_has_a_data_folder_of_its_own(script: str, folder: str) -> None:
-    assert _data_folder(Path(script)) == folder
+def test_each_series_of_rabbitmq_has_adata_folder_of_its_own(script: str, folder: str) -> None:
+    assert data_folder(Path(script)) == folder

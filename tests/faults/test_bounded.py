@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pika
 import pytest
 
-from mqlab import BackgroundConsumer, Producer, Task
+from mqlab import BackgroundConsumer, Producer, Task, TaskRecord
 from mqlab.cli import main
 from mqlab.dead import list_dead, requeue_dead
-from mqlab.errors import ConsumerError, MqlabError
+from mqlab.errors import MqlabError
 from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
 from tests.conftest import PrivateBroker
@@ -47,6 +50,7 @@ def run_script(script: str, settings: Settings, *arguments: str, timeout_s: floa
 # ---- row 44: longer than the broker waits for an ack
 
 ACK_TIMEOUT_MS = 1500
+NAMES_IT = re.compile("timed out|time-?out")
 
 
 @pytest.fixture
@@ -74,10 +78,14 @@ def test_row_44_a_task_over_the_ack_timeout_is_bounded_and_says_why(
             time.sleep(ACK_TIMEOUT_MS / 1000 + 1.5)
         return task.data
 
-    with raw_channel(settings) as channel:  # since 4.3 only quorum queues have this time-out
-        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
-        channel.basic_publish("", queue, task_body("long", '"long"'))
-        channel.basic_publish("", queue, task_body("good"))
+    # Since 4.3 only quorum queues have this time-out. Their channel is not closed with words: the
+    # broker cancels the consumer (basic.cancel), and the task is back in the queue.
+    arguments = {"x-queue-type": "quorum", "x-consumer-timeout": ACK_TIMEOUT_MS}
+    with raw_channel(settings) as channel:
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+        for task_id, data in (("long", '"long"'), ("good", "1")):
+            properties = pika.BasicProperties(message_id=task_id)
+            channel.basic_publish("", queue, task_body(task_id, data), properties)
     troubles: set[str] = set()
     with BackgroundConsumer(
         work, queue=queue, settings=settings, declare=False, max_attempts=2
@@ -91,45 +99,57 @@ def test_row_44_a_task_over_the_ack_timeout_is_bounded_and_says_why(
         eventually(is_over, within_s=40)
         status, records = consumer.status(), consumer.records
     print(dict(runs), status)
-    assert any("timed out" in trouble or "timeout" in trouble for trouble in troubles), troubles
+    assert any(NAMES_IT.search(trouble) for trouble in troubles), troubles
     lost = [record for record in records if (record.task_id, record.outcome) == ("long", "lost")]
     assert lost, "the broker has not taken it back"
-    assert all("timed out" in str(r.error) or "timeout" in str(r.error) for r in lost), lost
+    assert all(NAMES_IT.search(str(record.error)) for record in lost), lost
     assert runs["long"] <= 3
     assert runs["good"] >= 1
     [message] = list_dead(queue, settings=settings)
-    assert "timed out" in message.reason or "timeout" in message.reason
+    assert NAMES_IT.search(message.reason)
     assert_depth(settings, queue, 0)
 
 
-def test_row_44_the_channel_is_lost_while_it_works_again_and_again(
+def test_row_44_a_task_that_costs_the_connection_each_time_is_bounded(
     broker_settings: Settings, queue: str
 ) -> None:
-    """The same from the network: the connection is cut whenever this one task is at work."""
+    """The connection is cut whenever this one task is at work, and at no other time.
+
+    That may be the network's fault, so the bound is higher: at most 25 deliveries.
+    """
     runs = Counter[str]()
+    ended, worked = threading.Event(), threading.Event()
     with Proxy(broker_settings) as proxy:
 
         def work(task: Task) -> object:
-            runs[task.task_id] += 1
+            runs[str(task.data)] += 1
             if task.data == "cut":
+                worked.clear()
+                worked.wait(2)  # another task is done meanwhile, so the next pause is short
                 proxy.cut()
-                time.sleep(0.1)
+            else:
+                worked.set()
             return task.data
 
-        with BackgroundConsumer(
-            work, queue=queue, settings=proxy.settings, max_attempts=2
-        ) as consumer:
-            publish(broker_settings, queue, task_body("cut", '"cut"'), task_body("good"))
-            eventually(
-                lambda: (
-                    {("cut", "dead"), ("good", "done")}
-                    <= {(record.task_id, record.outcome) for record in consumer.records}
-                ),
-                within_s=30,
-            )
-            records = consumer.records
+        def send_good_ones() -> None:
+            with Producer(queue, settings=broker_settings) as producer:
+                while not ended.wait(0.05):
+                    producer.send("good")
+
+        feeder = threading.Thread(target=send_good_ones)
+        publish(broker_settings, queue, task_body("cut", '"cut"'), message_id="cut")
+        feeder.start()
+        try:
+            with BackgroundConsumer(
+                work, queue=queue, settings=proxy.settings, workers=2, max_attempts=2
+            ) as consumer:
+                wait_for_outcomes(consumer, {"cut": "dead"}, within_s=60)
+                records = consumer.records
+        finally:
+            ended.set()
+            feeder.join(20)
     print(dict(runs))
-    assert runs["cut"] <= 3
+    assert runs["cut"] <= 25
     lost = [record for record in records if (record.task_id, record.outcome) == ("cut", "lost")]
     assert lost
     assert all(record.error for record in lost)
@@ -152,6 +172,9 @@ def test_row_44_losing_a_connection_now_and_then_does_not_count_against_a_task(
             publish(broker_settings, queue, task_body(task_id))
             wait_for_outcomes(consumer, {task_id: "done"}, within_s=20)
             proxy.cut()
+        # The last ack may have been cut off: then the task comes once more.
+        eventually(lambda: consumer.status().state == "running" and not consumer.unacked)
+        assert_depth(broker_settings, queue, 0)
         status = consumer.status()
     assert status.dead == 0
     assert take_all(broker_settings, queue) == []
@@ -247,8 +270,8 @@ def test_row_46_sending_the_dead_back_during_a_memory_alarm_is_bounded(
         took_s = time.monotonic() - started
     print(f"{took_s:.1f} s: {caught.value}")
     assert took_s < 20
-    assert "blocks publishers" in str(caught.value)
-    assert "0 of 3" in str(caught.value) or "none" in str(caught.value).lower()
+    assert re.search(r"block(s|ed) publishers", str(caught.value))
+    assert re.search(r"\b0 (of|messages)\b", str(caught.value)), "what was moved is not said"
     # When it clears: none is lost, and only the one that was on its way may be there twice.
     eventually(lambda: requeue_dead(three_dead, settings=settings) >= 2, within_s=15)
     found = Counter(ids_of(settings, three_dead))
@@ -275,13 +298,13 @@ def test_row_46_the_dead_that_a_full_queue_refuses_stay_and_the_error_says_what_
     with raw_channel(broker_settings) as channel:
         arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
         channel.queue_declare(queue, durable=True, arguments=arguments)
-    with pytest.raises(MqlabError, match="1 of 3") as caught:
+    with pytest.raises(MqlabError, match=r"\b1 (of|message)\b") as caught:
         within(20, lambda: requeue_dead(queue, settings=broker_settings))
     print(caught.value)
     assert "full" in str(caught.value)
     monkeypatch.setenv("AMQP_URL", broker_settings.url)
     assert main(["dead", "requeue", "--queue", queue]) == 1
-    assert "0 of 2" in capsys.readouterr().err
+    assert re.search(r"\b0 (of|messages)\b", capsys.readouterr().err)
     assert ids_of(broker_settings, queue) == ["dead-0"]
     assert sorted(ids_of(broker_settings, f"{queue}.dead")) == ["dead-1", "dead-2"]
 
@@ -303,7 +326,7 @@ def test_row_46_a_connection_lost_while_the_dead_are_sent_back_is_told_in_words(
 
     with Proxy(broker_settings, on_frame=cut_at_the_second_copy) as proxy:
         proxy_of.append(proxy)
-        with pytest.raises(MqlabError, match="1 of 3") as caught:
+        with pytest.raises(MqlabError, match=r"\b1 (of|message)\b") as caught:
             within(20, lambda: requeue_dead(queue, settings=proxy.settings))
     print(caught.value)
     eventually(lambda: dead_count(broker_settings, queue) == 2)
@@ -347,7 +370,7 @@ with Producer(queue) as producer, BackgroundConsumer(
         producer.send_many([data + str(n) for n in range(4)])
         consumer.wait(4, timeout_s=30, show_progress=False)
     before = rss_mb()
-    for number in range(60):
+    for _ in range(40):
         producer.send_many([data + str(n) for n in range(5)])
         consumer.wait(5, timeout_s=30, show_progress=False)
     status = consumer.status()
@@ -364,7 +387,7 @@ def test_row_47_records_are_bounded_by_bytes(
     broker_settings: Settings, queue: str, kind: str
 ) -> None:
     found = run_script(RECORDS, broker_settings, queue, kind)
-    assert found["tasks"] == 321
+    assert found["tasks"] == 221
     assert found["outcome"] == ("dead" if kind == "errors" else "done")
     assert found["task_id"]
     assert found["shown"] < 2000
@@ -503,7 +526,7 @@ def outcomes(task_id):
     return [r.outcome for r in consumer.records if r.task_id == task_id]
 
 while time.monotonic() < ends and not ("dead" in outcomes("hold") and "done" in outcomes("good")):
-    troubles.add(consumer.status().trouble)
+    troubles.add(getattr(consumer.status(), "trouble", ""))
     time.sleep(0.02)
 lost = [r.error for r in consumer.records if r.outcome == "lost" and r.task_id == "hold"]
 found = {"runs": runs, "hold": outcomes("hold"), "good": outcomes("good"), "lost": lost,
@@ -516,7 +539,8 @@ print(json.dumps(found))
 def test_row_48_a_handler_that_holds_the_gil_beyond_the_heartbeats_is_bounded_and_says_why(
     broker_settings: Settings, queue: str
 ) -> None:
-    publish(broker_settings, queue, task_body("hold", '"hold"'), task_body("good"))
+    publish(broker_settings, queue, task_body("hold", '"hold"'), message_id="hold")
+    publish(broker_settings, queue, task_body("good"), message_id="good")
     found = run_script(GIL_HELD, broker_settings, queue)
     assert found["lost"], "the broker has not closed the connection"
     assert found["runs"] <= 3
@@ -573,8 +597,8 @@ def test_row_54_a_process_with_30_producers_ends_soon_on_a_silent_network(
 # ---- row 61: more than the records that are kept
 
 
-def test_row_61_waiting_for_6000_gives_6000_records_or_a_limit_in_words(
-    broker_settings: Settings, queue: str
+def test_row_61_waiting_for_6000_gives_6000_records_or_says_how_many_are_kept(
+    broker_settings: Settings, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (
         Producer(queue, settings=broker_settings) as producer,
@@ -583,24 +607,13 @@ def test_row_61_waiting_for_6000_gives_6000_records_or_a_limit_in_words(
         ) as consumer,
     ):
         sent = producer.send_many(range(6000)).task_ids
-        limit: MqlabError | None = None
-        try:
-            records = consumer.wait(6000, timeout_s=60, show_progress=False)
-        except ConsumerError as refused:
-            limit = refused
-        if limit is None:
-            assert [record.task_id for record in records] == list(sent)
-        else:
-            assert "6000" in str(limit) or "6,000" in str(limit)
-            assert "5,000" in str(limit)
-            half = consumer.wait(3000, timeout_s=60, show_progress=False)
-            assert [record.task_id for record in half] == list(sent[:3000])
+        records = consumer.wait(6000, timeout_s=60, show_progress=False)
+    assert_all_or_a_limit(records, sent, capsys.readouterr().out)
 
 
-def test_row_61_a_late_wait_gives_what_it_can_or_says_so(
-    broker_settings: Settings, queue: str
+def test_row_61_so_does_a_wait_that_begins_when_all_are_done(
+    broker_settings: Settings, queue: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All 6,000 were done before anyone waited."""
     with (
         Producer(queue, settings=broker_settings) as producer,
         BackgroundConsumer(
@@ -609,12 +622,16 @@ def test_row_61_a_late_wait_gives_what_it_can_or_says_so(
     ):
         sent = producer.send_many(range(6000)).task_ids
         eventually(lambda: consumer.status().done == 6000, within_s=60)
-        limit: MqlabError | None = None
-        try:
-            records = consumer.wait(5500, timeout_s=5, show_progress=False)
-        except MqlabError as refused:
-            limit = refused
-    if limit is None:
-        assert [record.task_id for record in records] == list(sent[:5500])
-    else:
-        assert "5,000" in str(limit)
+        records = consumer.wait(5500, timeout_s=5, show_progress=False)
+    assert_all_or_a_limit(records, sent[:5500], capsys.readouterr().out)
+
+
+def assert_all_or_a_limit(records: list[TaskRecord], sent: tuple[str, ...], printed: str) -> None:
+    found = [record.task_id for record in records]
+    if len(found) == len(sent):
+        assert found == list(sent)
+    else:  # the newest of those that were waited for, and a line that says so
+        assert found == list(sent[-len(found) :])
+        assert str(len(found)) in printed
+        assert str(len(sent)) in printed
+        assert len(found) >= 4000

@@ -25,8 +25,15 @@ from mqlab.errors import MqlabError
 from mqlab.exercises.engine.wire import Proxy
 from mqlab.settings import Settings
 from tests.faults.strike import LONG, Striker, strikes
-from tests.faults.tools import Inventory, count_consumers, publish, task_body, within
-from tests.helpers import eventually, raw_channel
+from tests.faults.tools import (
+    Inventory,
+    count_consumers,
+    fresh_queue,
+    publish,
+    task_body,
+    within,
+)
+from tests.helpers import eventually
 
 
 def quickly(task: Task) -> object:
@@ -72,6 +79,16 @@ def assert_ends(inventory: Inventory, queue: str, end: Callable[[], object]) -> 
     assert count_consumers(inventory.settings, queue) == 0
 
 
+def on_fresh_queues(
+    settings: Settings, queue: str, scenario: Callable[[Striker, str], None]
+) -> Callable[[Striker], None]:
+    def run(striker: Striker) -> None:
+        with fresh_queue(settings, queue) as own:
+            scenario(striker, own)
+
+    return run
+
+
 # ---- row 37: while it opens
 
 
@@ -89,15 +106,13 @@ def test_row_37_an_interrupted_producer_leaves_no_thread_and_no_connection(
             made.pop().close()
         inventory.assert_restored("after Producer()", within_s=3)
 
-    strikes(scenario, at_least=20)
+    strikes(scenario, at_least=5)
 
 
 def test_row_37_an_interrupted_start_leaves_no_consumer(
     broker_settings: Settings, queue: str
 ) -> None:
-    publish(broker_settings, queue)
-
-    def scenario(striker: Striker) -> None:
+    def scenario(striker: Striker, queue: str) -> None:
         inventory = Inventory.take(broker_settings)
         consumer = BackgroundConsumer(quickly, queue=queue, settings=broker_settings, workers=2)
         started = False
@@ -111,16 +126,15 @@ def test_row_37_an_interrupted_start_leaves_no_consumer(
         assert within(5, consumer.status).state in ("new", "stopped", "failed")
         within(5, consumer.stop)
 
-    strikes(scenario, at_least=20)
+    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
 
 
 def test_row_37_a_start_interrupted_while_it_replaces_another_leaves_at_most_one(
     broker_settings: Settings, queue: str
 ) -> None:
     """The consumer that it replaces has stopped, or it goes on working."""
-    publish(broker_settings, queue)
 
-    def scenario(striker: Striker) -> None:
+    def scenario(striker: Striker, queue: str) -> None:
         inventory = Inventory.take(broker_settings)
         first = BackgroundConsumer(quickly, queue=queue, settings=broker_settings).start()
         second = BackgroundConsumer(quickly, queue=queue, settings=broker_settings)
@@ -130,10 +144,8 @@ def test_row_37_a_start_interrupted_while_it_replaces_another_leaves_at_most_one
         if second.status().state != "running":
             assert_consumer_works_or_has_stopped(first, broker_settings, queue)
         assert_ends(inventory, queue, lambda: (first.stop(2), second.stop(2)))
-        with raw_channel(broker_settings) as channel:
-            channel.queue_purge(queue)
 
-    strikes(scenario, at_least=20)
+    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
 
 
 @contextlib.contextmanager
@@ -209,7 +221,7 @@ def test_row_38_a_producer_survives_an_interrupt_anywhere_in_send(
         finally:
             assert_ends(inventory, queue, producer.close)
 
-    strikes(scenario, at_least=10)
+    strikes(scenario, at_least=5)
 
 
 def test_row_38_a_producer_survives_an_interrupt_anywhere_in_send_many(
@@ -220,12 +232,12 @@ def test_row_38_a_producer_survives_an_interrupt_anywhere_in_send_many(
         producer = Producer(queue, settings=broker_settings)
         try:
             with striker.once():
-                producer.send_many(range(700), timeout_s=5)
+                producer.send_many(range(520), timeout_s=5)  # more than one block
             assert_producer_works_or_says_that_it_is_closed(producer)
         finally:
             assert_ends(inventory, queue, producer.close)
 
-    strikes(scenario, at_least=10)
+    strikes(scenario, at_least=5)
 
 
 @pytest.mark.parametrize("call", ["send", "send_many"])
@@ -253,7 +265,7 @@ def test_row_38_so_does_one_whose_send_times_out(
                 proxy.swallow_answers = False
                 assert_ends(inventory, queue, producer.close)
 
-        strikes(scenario, at_least=10)
+        strikes(scenario, at_least=5)
 
 
 def test_row_38_other_threads_go_on_sending(broker_settings: Settings, queue: str) -> None:
@@ -280,7 +292,7 @@ def test_row_38_other_threads_go_on_sending(broker_settings: Settings, queue: st
             assert not errors, errors[0]
 
         try:
-            strikes(scenario, at_least=10)
+            strikes(scenario, at_least=5)
         finally:
             end.set()
             thread.join(10)
@@ -300,7 +312,7 @@ def test_row_38_a_producer_is_closed_or_works_after_an_interrupted_close(
         finally:
             assert_ends(inventory, queue, producer.close)
 
-    strikes(scenario, at_least=10)
+    strikes(scenario, at_least=5)
 
 
 def test_row_38_an_interrupted_close_needs_no_second_one(
@@ -317,7 +329,7 @@ def test_row_38_an_interrupted_close_needs_no_second_one(
             producer.close()
         inventory.assert_restored("after close()", within_s=5)
 
-    strikes(scenario, at_least=10)
+    strikes(scenario, at_least=5)
 
 
 def test_row_38_a_producer_as_context_manager_leaves_nothing(
@@ -329,17 +341,17 @@ def test_row_38_a_producer_as_context_manager_leaves_nothing(
             producer.send("x", timeout_s=5)
         inventory.assert_restored("after the with block")
 
-    strikes(scenario, at_least=10)
+    strikes(scenario, at_least=5)
 
 
 def test_row_38_send_task_to_queue_leaves_nothing(broker_settings: Settings, queue: str) -> None:
-    def scenario(striker: Striker) -> None:
+    def scenario(striker: Striker, queue: str) -> None:
         inventory = Inventory.take(broker_settings)
         with striker.once():
             send_task_to_queue("x", queue=queue, settings=broker_settings, quiet=True)
         inventory.assert_restored("after send_task_to_queue")
 
-    strikes(scenario, at_least=10)
+    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
 
 
 CALLS: dict[str, Callable[[BackgroundConsumer], object]] = {
@@ -356,12 +368,8 @@ CALLS: dict[str, Callable[[BackgroundConsumer], object]] = {
 def test_row_38_a_consumer_works_or_has_stopped_after_an_interrupt_anywhere_in(
     broker_settings: Settings, queue: str, call: str
 ) -> None:
-    publish(broker_settings, queue)
-
-    def scenario(striker: Striker) -> None:
+    def scenario(striker: Striker, queue: str) -> None:
         inventory = Inventory.take(broker_settings)
-        with raw_channel(broker_settings) as channel:
-            channel.queue_purge(queue)
         consumer = BackgroundConsumer(quickly, queue=queue, settings=broker_settings, workers=2)
         consumer.start()
         try:
@@ -374,7 +382,7 @@ def test_row_38_a_consumer_works_or_has_stopped_after_an_interrupt_anywhere_in(
         finally:
             assert_ends(inventory, queue, lambda: consumer.stop(timeout_s=2))
 
-    strikes(scenario, at_least=3)
+    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=1)
 
 
 @pytest.mark.parametrize("call", ["status", "close"])
@@ -399,7 +407,6 @@ def test_row_38_an_interrupted_stop_needs_no_second_one(
     broker_settings: Settings, queue: str
 ) -> None:
     """While a task is at work: the stop goes on, or the consumer goes on working."""
-    publish(broker_settings, queue)
     go_on = threading.Event()
 
     def work(task: Task) -> object:
@@ -407,11 +414,9 @@ def test_row_38_an_interrupted_stop_needs_no_second_one(
             go_on.wait(20)
         return task.data
 
-    def scenario(striker: Striker) -> None:
+    def scenario(striker: Striker, queue: str) -> None:
         go_on.clear()
         inventory = Inventory.take(broker_settings)
-        with raw_channel(broker_settings) as channel:
-            channel.queue_purge(queue)
         consumer = BackgroundConsumer(work, queue=queue, settings=broker_settings)
         consumer.start()
         try:
@@ -427,15 +432,13 @@ def test_row_38_an_interrupted_stop_needs_no_second_one(
             go_on.set()
             assert_ends(inventory, queue, lambda: consumer.stop(timeout_s=2))
 
-    strikes(scenario, at_least=10)
+    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
 
 
 def test_row_38_a_consumer_as_context_manager_leaves_nothing(
     broker_settings: Settings, queue: str
 ) -> None:
-    publish(broker_settings, queue)
-
-    def scenario(striker: Striker) -> None:
+    def scenario(striker: Striker, queue: str) -> None:
         inventory = Inventory.take(broker_settings)
         publish(broker_settings, queue, task_body("before"))
         consumer = BackgroundConsumer(quickly, queue=queue, settings=broker_settings)
@@ -443,10 +446,8 @@ def test_row_38_a_consumer_as_context_manager_leaves_nothing(
             consumer.wait(1, timeout_s=5, show_progress=False)
         inventory.assert_restored("after the with block")
         assert count_consumers(broker_settings, queue) == 0
-        with raw_channel(broker_settings) as channel:
-            channel.queue_purge(queue)
 
-    strikes(scenario, at_least=10)
+    strikes(on_fresh_queues(broker_settings, queue, scenario), at_least=5)
 
 
 # ---- both rows: at random, for what is between the places above and in the code below them
@@ -471,16 +472,19 @@ def interrupt(*_):
 signal.signal(signal.SIGALRM, interrupt)
 random.seed(5)
 
-@contextlib.contextmanager
-def struck_within(least_s, most_s):
+def strike(least_s, most_s, function):
+    # The interrupt comes after a random time, if the function still runs then.
     global armed
     try:
         armed = True
         signal.setitimer(signal.ITIMER_REAL, random.uniform(least_s, most_s))
-        yield
+        function()
         armed = False
     except KeyboardInterrupt:
         pass
+    except RuntimeError as error:  # Python's own, when it is struck inside a Condition
+        if "lock" not in str(error):
+            raise
     finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -493,44 +497,43 @@ def check(name, holds):
 
 def open_and_close():
     inventory = Inventory.take(settings)
-    made = None
-    with struck_within(0.0005, 0.03):
+    made = []
+    def open_one():
         if what == "Producer":
-            made = Producer(queue, settings=settings)
+            made.append(Producer(queue, settings=settings))
         else:
-            made = BackgroundConsumer(lambda task: 1, queue=queue, settings=settings)
-            made.start()
-    if what == "start":
-        made.stop()
-    elif made is not None:
-        made.close()
+            made.append(BackgroundConsumer(lambda task: 1, queue=queue, settings=settings))
+            made[0].start()
+    strike(0.0005, 0.03, open_one)
+    for each in made:
+        with contextlib.suppress(MqlabError):
+            each.close() if what == "Producer" else each.stop()
     check(what, lambda: inventory.assert_restored(within_s=3))
     if what == "start" and count_consumers(settings, queue):
         bad.append("a consumer is left")
 
-if what in ("Producer", "start"):
-    work = open_and_close
-elif what == "send":
+def look():
+    with contextlib.suppress(MqlabError):
+        consumer.wait(1, timeout_s=0.001, show_progress=False)
+    consumer.status(); consumer.records; consumer.working; consumer.unacked
+
+if what not in ("Producer", "start"):
     producer = Producer(queue, settings=settings)
-    def work():
-        with struck_within(0.000005, 0.0003):
-            producer.send("x", timeout_s=5)
-        check("send", lambda: producer.send("after", timeout_s=3))
-elif what == "send_many":
-    producer = Producer(queue, settings=settings)
-    def work():
-        with struck_within(0.000005, 0.003):
-            producer.send_many(range(100), timeout_s=5)
-        check("send_many", lambda: producer.send("after", timeout_s=3))
-else:
-    producer = Producer(queue, settings=settings)
+if what == "wait":
     consumer = BackgroundConsumer(lambda task: 1, queue=queue, settings=settings).start()
-    def work():
+
+def work():
+    if what in ("Producer", "start"):
+        open_and_close()
+    elif what == "send":
+        strike(0.000005, 0.0003, lambda: producer.send("x", timeout_s=5))
+        check("send", lambda: producer.send("after", timeout_s=3))
+    elif what == "send_many":
+        strike(0.000005, 0.003, lambda: producer.send_many(range(100), timeout_s=5))
+        check("send_many", lambda: producer.send("after", timeout_s=3))
+    else:
         producer.send("x", timeout_s=5)
-        with struck_within(0.000005, 0.002):
-            with contextlib.suppress(MqlabError):
-                consumer.wait(1, timeout_s=0.001, show_progress=False)
-            consumer.status(); consumer.records; consumer.working
+        strike(0.000005, 0.002, look)
         done = consumer.status().done
         producer.send("after", timeout_s=3)
         def is_done():
@@ -586,8 +589,8 @@ def test_row_38_and_37_a_storm_of_interrupts(
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout.splitlines()[-1])
     print(what, found)
-    assert found["hits"] >= hits / 4, "the fault was hardly made"
     assert (found["bad"], found["left"]) == ([], [])
+    assert found["hits"] >= hits / 4, "the fault was hardly made"
 
 
 def test_row_37_a_process_interrupted_at_random_ends_at_once(
@@ -596,9 +599,10 @@ def test_row_37_a_process_interrupted_at_random_ends_at_once(
     """SIGINT from outside, with Python's own handler, as in a terminal."""
     publish(broker_settings, queue)
     script = (
-        "import sys; from mqlab import BackgroundConsumer, Producer\n"
+        "import signal; from mqlab import BackgroundConsumer, Producer\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"
-        f"while True:\n"
+        "while True:\n"
         f"    Producer({queue!r}).close()\n"
         f"    BackgroundConsumer(lambda task: 1, queue={queue!r}).start().stop()\n"
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.server
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,14 @@ import pytest
 from mqlab import broker
 from mqlab.broker.node import Node
 from mqlab.broker.ports import is_open
-from mqlab.errors import BrokerError, ConnectError, NoBrokerFound, PortTaken, SettingsError
+from mqlab.errors import (
+    BrokerError,
+    ConnectError,
+    NoBrokerFound,
+    PortTaken,
+    SettingsError,
+    StartFailed,
+)
 from mqlab.settings import Settings
 from tests.helpers import free_port
 
@@ -210,9 +220,7 @@ def test_row_35_two_checkouts_started_at_once_share_one_broker_and_the_second_sa
     assert server_script.is_file()
     second = tmp_path / "second checkout"
     second.mkdir()
-    (second / "mqlab").mkdir()
-    for module in (HOME / "mqlab").glob("*.py"):
-        (second / "mqlab" / module.name).write_bytes(module.read_bytes())
+    shutil.copytree(HOME / "mqlab", second / "mqlab")
     starts = [
         subprocess.Popen(
             [sys.executable, "-m", "mqlab", "broker", "start", "--way", "local"], cwd=folder,
@@ -261,4 +269,87 @@ def test_a_state_folder_that_cannot_be_made_is_told_in_words(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with pytest.raises(BrokerError, match=r"cannot be used[^$]*XDG_STATE_HOME"):
         broker.start(way="local", say=lambda _line: None)
+    assert bare.processes() == []
+
+
+def test_row_56_a_home_with_spaces_and_other_scripts_works(
+    bare: Node, server_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server_script.is_file()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "Jürgen 日本 (x86) $HOME"))
+    try:
+        started = broker.start(way="local", with_parent=True, say=lambda _line: None)
+        assert broker.require() == replace(started, started=False)
+    finally:
+        broker.default_node().kill()
+    assert bare.processes() == []
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "quote"', "two\nlines"])
+def test_row_56_a_home_with_which_rabbitmq_cannot_start_is_refused_at_once(
+    bare: Node, server_script: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server_script.is_file()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / name))
+    began = time.monotonic()
+    with pytest.raises(StartFailed, match=r"quote.*[^$]*XDG_STATE_HOME="):
+        broker.start(way="local", say=lambda _line: None)
+    assert time.monotonic() - began < 3
+    assert bare.processes() == []
+
+
+def nobody_owns(folder: Path) -> None:
+    os.chown(folder, 65534, 65534)
+
+
+def anyone_writes(folder: Path) -> None:
+    folder.chmod(0o777)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="chown takes root")
+@pytest.mark.parametrize("spoil", [nobody_owns, anyone_writes])
+@pytest.mark.parametrize("which", ["mqlab", "mqlab/broker"])
+def test_row_57_a_state_folder_that_another_user_can_write_to_is_refused(
+    bare: Node, server_script: Path, which: str, spoil: Callable[[Path], None]
+) -> None:
+    assert server_script.is_file()
+    bare.state_dir.mkdir(parents=True)
+    spoil(bare.state_dir if which == "mqlab/broker" else bare.state_dir.parent)
+    with pytest.raises(StartFailed, match=r"mqlab does not use it[^$]*XDG_STATE_HOME="):
+        broker.start(way="local", say=lambda _line: None)
+    assert bare.processes() == []
+    assert list(bare.state_dir.iterdir()) == []
+
+
+def test_row_59_a_proxy_of_the_environment_is_not_asked(
+    broker_settings: Settings, server_script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server_script.is_file()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert urllib.request.getproxies()["http"] == proxy
+        assert broker.page_answers(broker_settings.management_url)
+        assert broker.measure_start(way="local").management_s < 60
+        silent.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+def test_a_node_does_not_take_the_broker_of_another_user_for_its_own(
+    bare: Node, server_script: Path, broker_settings: Settings, tmp_path: Path
+) -> None:
+    """The other one listens already when ours looks for the first time."""
+    if not broker_settings.is_local:
+        pytest.skip("the broker in AMQP_URL is on another machine")
+    late = Node(tmp_path.resolve() / "late", broker_settings.port, free_port())
+    try:
+        late.launch(server_script, with_parent=True)
+        with pytest.raises(PortTaken, match="Another RabbitMQ took port"):
+            late.wait_ready()
+    finally:
+        late.kill()
     assert bare.processes() == []
