@@ -1,7 +1,7 @@
 """Every exercise three ways, on a real broker: untouched, solved in a fresh kernel, and wrong.
 
 ``python -m tests.exercise_table`` prints the same as a table. The frame of the checks has tests of
-its own in test_exercises_core.py.
+its own in test_engine.py.
 """
 
 from __future__ import annotations

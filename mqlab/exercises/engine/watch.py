@@ -60,9 +60,10 @@ class Watch:
     def _on_event(cls, event: str, args: tuple[Any, ...]) -> None:
         if cls._open and event in ("socket.connect", "subprocess.Popen", "os.system", "os.fork"):
             for watch in cls._open:
-                watch._note(event, args)
+                watch.note(event, args)
 
-    def _note(self, event: str, args: tuple[Any, ...]) -> None:
+    def note(self, event: str, args: tuple[Any, ...]) -> None:
+        """Note one audit event of the current thread."""
         if getattr(self._paused, "is_on", False) or threading.current_thread() in self._others:
             return
         if event == "socket.connect":
