@@ -281,8 +281,7 @@ def _limits_on_topics(bench: AdminBench) -> list[str]:
 
 
 def _check_reports(bench: AdminBench, queue: str, reports: list[Message]) -> None:
-    lost = [each for each in bench.changes if each.was and each.key[1] == bench.virtual_host]
-    lost = [each for each in lost if each.kind == "queues" or not each.now]
+    lost = [it for it in bench.changes if it.kind == "queues" and it.was and queue in it.key]
     if lost:
         raise bench.wrong(
             "The queue with the reports is not as it was.",

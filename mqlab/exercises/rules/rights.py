@@ -27,6 +27,9 @@ NAMES = (
     "amq.gen-JzTY20BRgKO3HjmUJj0wLg",  # what the broker calls a queue that has no name
     "amq.topic",
     "q",
+    "Q",
+    "2",
+    "-",
     "jobs",
     "Jobs.2",
     "heavy_tasks_queue",
