@@ -29,7 +29,7 @@ from mqlab.exercises.engine.admin import AdminBench
 from mqlab.exercises.engine.call import some
 from mqlab.exercises.engine.exercise import Exercise, Incorrect
 from mqlab.exercises.engine.objects import Message, read_messages
-from mqlab.exercises.rules.rights import Tried, may_log_in, try_name, try_right
+from mqlab.exercises.rules.rights import Tried, matches_all, may_log_in, try_name, try_right
 
 GUEST, PERMISSIONS = "What may guest do?", "A user, a virtual host, and what joins them"
 WRONG, TASK_1, TASK_2 = "What can go wrong", "Exercise 1: for everyone", "Exercise 2: a stretch"
@@ -275,8 +275,7 @@ def _limits_on_topics(bench: AdminBench) -> list[str]:
         str(each)
         for each in bench.changes
         if each.key[:3] == ("topic_permissions", bench.virtual_host, bench.user)
-        and each.now
-        and not {each.now["write"], each.now["read"]} <= {".*", "^.*$", "^.*", ".*$", ".+", "."}
+        and not all(each.now and matches_all(each.now[right]) for right in ("write", "read"))
     ]
 
 

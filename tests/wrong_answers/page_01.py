@@ -253,6 +253,16 @@ def ignores_the_names(ask, _virtual_host, _user, password):
 
 @wrong(
     ex1,
+    "You used names of your own instead of the arguments.",
+    ask="What are the names in the next check?",
+)
+def copies_the_names(ask, _virtual_host, _user, password):
+    """The names that the last check has shown"""
+    make_all(ask, "exercise_01_1700000000_0a1b2c", "exercise_01_1700000000_0a1b2c_user", password)
+
+
+@wrong(
+    ex1,
     "You changed something that was there before.",
     ask="Who can administer the broker after this?",
 )

@@ -123,6 +123,14 @@ def names_to_try(pattern: str, *more: str) -> list[str]:
     return [each for each in dict.fromkeys(found) if len(each.encode()) <= 255]
 
 
+def matches_all(pattern: str) -> bool:
+    """Whether a pattern matches every name that is tried; for what no login can try."""
+    try:
+        return all(re.search(pattern, name) for name in names_to_try(pattern))
+    except re.error:
+        return False
+
+
 def examples(pattern: str, number: int = 8) -> list[str]:
     """Build names that match a pattern, from its parts. Lookarounds are ignored."""
     draw = random.Random(pattern)  # the same names each time
