@@ -1,4 +1,4 @@
-"""The exercises of page 01: a user with a virtual host of its own, and a user who may only read.
+"""The exercises of page 01: a user with a virtual host of its own, and a user that may only read.
 
 What must be true on the broker when an answer has returned:
 
@@ -342,10 +342,11 @@ ex1 = Exercise(
     hints=[
         "Three requests, one after the other. The first one is "
         '`ask(f"vhosts/{virtual_host}", "PUT", {})`. Which two are missing?',
-        'The user: `ask(f"users/{user}", "PUT", {"password": password, "tags": ""})`. Now it '
-        "exists, and is not yet let in anywhere: run the check and read what it says.",
-        "The third request joins the two. Its path is `permissions/VIRTUAL_HOST/USER`, the names "
-        'in this order, and its body has three patterns: `".*"` for configure, write and read.',
+        'The user: `ask(f"users/{user}", "PUT", {"password": password, "tags": ""})`. It exists '
+        "now, but cannot log in anywhere yet: run the check and read what it says.",
+        "The third request joins the two. Its path is `permissions/VIRTUAL_HOST/USER`, with the "
+        'names in this order, and its body has three patterns: `".*"` for configure, write and '
+        "read.",
     ],
 )
 ex2 = Exercise(
@@ -353,11 +354,11 @@ ex2 = Exercise(
     2,
     judge_reader,
     hints=[
-        "The virtual host is there already, so two requests are enough: the user, and its "
-        "permissions. Which of the three permissions does a reader need? The table on the page "
-        "says what each one allows.",
-        "A reader takes messages out of queues that others have made. It declares nothing and "
-        'publishes nothing: two of the three patterns are `"^$"`.',
+        "The virtual host exists already, so two requests are enough: the user and its "
+        "permissions. Which of the three permissions does a reader need? The page says what each "
+        "of them allows.",
+        "A reader takes messages out of a queue that others have declared. It declares nothing "
+        'and publishes nothing, so two of the three patterns are `"^$"`.',
         'The body of the permissions is `{"configure": "^$", "write": "^$", "read": ".*"}`.',
     ],
 )

@@ -378,9 +378,9 @@ ex1 = Exercise(
     judge_one_handler,
     hints=[
         "Take the run of six clients on the page, and write beside each wait how many reports had "
-        "been made by then. What is the wait of client number 4, in reports?",
+        "been made by then. How many reports does client number 4 wait for?",
         "Client number k waits for k reports, its own included: k times `duration_s`. The first "
-        "is number 1, and `range(1, clients + 1)` counts like this.",
+        "client is number 1, so count with `range(1, clients + 1)`.",
         "One line is enough: a list with `number * duration_s` for each `number` in "
         "`range(1, clients + 1)`.",
     ],
@@ -390,10 +390,10 @@ ex2 = Exercise(
     2,
     judge_many_handlers,
     hints=[
-        "Draw five clients and two handlers on paper. Who is answered together? Each such group "
-        "is a round, and every round takes as long as one report.",
+        "Draw five clients and two handlers on paper. Which clients are answered together? Each "
+        "such group is a round, and every round takes as long as one report.",
         "Client number k is served in round 1 if k is at most `handlers`, in round 2 if it is at "
         "most twice `handlers`, and so on: k divided by `handlers`, rounded up.",
-        "`math.ceil(number / handlers)` rounds up. The wait is this many times `duration_s`.",
+        "`math.ceil(number / handlers)` rounds up. The wait is that many times `duration_s`.",
     ],
 )
