@@ -154,7 +154,15 @@ def judge_many_handlers(predict_waits_of_many: Any) -> list[str]:
 def _judge(function: Any, exercise: int, others: Iterable[Numbers]) -> list[str]:
     first, task = FIRST[exercise], (TASK_1, TASK_2)[exercise - 1]
     [predicted] = _predict(function, exercise, [first], task)
-    more = _predict(function, exercise, MORE[exercise], task)
+    again, *more = _predict(function, exercise, [first, *MORE[exercise]], task)
+    if repr(again) != repr(predicted):
+        raise Incorrect(
+            "Your function returns something else when it is called again.",
+            "What it returns should depend on its arguments only: make the list inside the "
+            "function, in each call.",
+            evidence=[f"{_say(first)}: {_list(predicted)}, then {_list(again)}"],
+            look_at=task,
+        )
     answers = {first: predicted, **dict(zip(MORE[exercise], more, strict=True))}
     measured = _measure(*first)
     told = [

@@ -134,7 +134,7 @@ def knows_the_length(clients, _duration_s):
 
 @wrong(
     ex1,
-    "Your function is right for some numbers, and wrong for others.",
+    "Your function returns something else when it is called again.",
     ask="What is in the list after the second call?",
 )
 def keeps_its_list(clients, duration_s, waits=[]):  # noqa: B006
