@@ -306,17 +306,13 @@ def makes_them_directly(_ask, *names):
 
 
 @right(ex1)
-def imports_definitions(ask, virtual_host, user, password):
-    """One import of definitions, with a password hash"""
-    login = {
-        "name": user,
-        "password_hash": hash_of(password),
-        "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": "",
-    }
-    permissions = {"user": user, "vhost": virtual_host, **ALL}
-    body = {"vhosts": [{"name": virtual_host}], "users": [login], "permissions": [permissions]}
-    ask("definitions", "POST", body)
+def gives_a_hash(ask, virtual_host, user, password):
+    """A password hash in place of the password, and the user before the virtual host"""
+    scheme = "rabbit_password_hashing_sha256"
+    body = {"password_hash": hash_of(password), "hashing_algorithm": scheme, "tags": []}
+    ask(f"users/{user}", "PUT", body)
+    ask(f"vhosts/{virtual_host}", "PUT")
+    ask(f"permissions/{virtual_host}/{user}", "PUT", ALL)
 
 
 @right(ex1)
