@@ -43,6 +43,10 @@ class Watch:
 
     def __exit__(self, *_exc: object) -> None:
         Watch._open.remove(self)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that the answer has opened so far."""
         for reference in self._sockets:
             with contextlib.suppress(OSError, AttributeError):  # closed, or collected
                 reference().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
