@@ -75,7 +75,7 @@ class Probe:
         connection, error, now = self._connection, self._error, time.time()
         refused_at, refusal = self._refused.get(queue, (0.0, ""))
         if connection is not None:
-            if self._asked and now - self._asked_at > SILENT_S:
+            if connection.is_ready and self._asked and now - self._asked_at > SILENT_S:
                 return f"The broker at {self._settings.address} is connected but does not respond."
             if refusal:
                 return f"The broker does not let this user look at the queue: {refusal}"
@@ -96,7 +96,7 @@ class Probe:
             self._settings,
             name=self._name,
             on_channel=self._on_channel,
-            on_lost=self._asked.clear,
+            on_lost=lambda: None,
             on_ended=lambda _error: None,
         )
         try:
@@ -110,6 +110,7 @@ class Probe:
 
     def _on_channel(self, channel: Any) -> None:
         channel.add_on_close_callback(self._on_channel_close)
+        self._asked.clear()
         assert self._connection is not None
         self._connection.mark_ready()
 
@@ -138,7 +139,6 @@ class Probe:
             queue = self._asked[0]
             self._refused[queue] = time.time(), "" if code == 404 else str(reason.reply_text)
             self.answers[queue] = None
-        self._asked.clear()
 
 
 class QueueList:

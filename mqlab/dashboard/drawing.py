@@ -52,7 +52,7 @@ def draw_numbers(snapshot: Snapshot) -> str:
     else:  # what the workers elsewhere have done is known from the broker's acks only
         done = _number("acked", snapshot.acked, _rate(snapshot.done_per_s, "acked"))
     in_dead = snapshot.in_dead_queue
-    dead = "" if in_dead is None else f"{in_dead} in dead queue"
+    dead = f"{in_dead} in .dead" if in_dead else ""
     elsewhere = f"{snapshot.elsewhere} elsewhere" if snapshot.elsewhere else ""
     return "".join(
         [
@@ -62,7 +62,7 @@ def draw_numbers(snapshot: Snapshot) -> str:
             _number("workers", snapshot.workers, elsewhere),
             done,
             _number("retried", snapshot.retried, ""),
-            _number("dead", max(snapshot.dead, in_dead or 0), dead),
+            _number("dead", snapshot.dead, dead),
             "</div>",
         ]
     )
@@ -82,7 +82,7 @@ def draw_chart(snapshot: Snapshot, sentence: str) -> str:
     label = html.escape(sentence, quote=True)
     return (
         f"<svg class='mqlab-chart' role='img' aria-label='{label}' width='100%' "
-        f"height='{height}'>{PATTERN}{''.join(parts)}</svg>{LEGEND}"
+        f"height='{height}'>{''.join(parts)}</svg>{LEGEND}"
     )
 
 
@@ -114,7 +114,7 @@ def speak_state(sentence: str) -> str:
 
 def _number(name: str, value: int | None, remark: str, colour: str = "") -> str:
     chip = f"<i style='background:{colour}'></i>" if colour else ""
-    zero = " class='mqlab-zero'" if not value and name in ("retried", "dead") else ""
+    zero = " class='mqlab-zero'" if not (value or remark) and name in ("retried", "dead") else ""
     shown = "?" if value is None else f"{value:,}"
     return (
         f"<span{zero}><b>{shown}</b><em>{chip}{name}</em><small>{remark or '&nbsp;'}</small></span>"
@@ -122,7 +122,7 @@ def _number(name: str, value: int | None, remark: str, colour: str = "") -> str:
 
 
 def _rate(per_s: float | None, name: str) -> str:
-    return "" if per_s is None else f"{per_s:.1f} {name}/s"
+    return f"{per_s:.1f} {name}/s" if per_s else ""
 
 
 def _remark(snapshot: Snapshot) -> str:
@@ -216,7 +216,7 @@ def _bar(record: TaskRecord, expected_s: float | None, now: float, y: int) -> It
             yield f"<rect {frame} fill='none' stroke='{TEXT}' stroke-dasharray='4 3'/>"
         yield f"<rect {place} fill='none' stroke='{TEXT}' stroke-width='2'/>"
         return
-    fill = PAGE if record.outcome == "dead" else "url(#mqlab-hatch)"
+    fill = PAGE if record.outcome == "dead" else FAINT
     yield f"<rect {place} fill='{fill}' stroke='{TEXT}' stroke-width='1.5'>{title}</rect>"
 
 
@@ -238,12 +238,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-PATTERN = (
-    "<defs><pattern id='mqlab-hatch' width='6' height='6' patternUnits='userSpaceOnUse' "
-    f"patternTransform='rotate(45)'><rect width='2.5' height='6' fill='{GREY}'/></pattern></defs>"
-)
-
-
 def _sample(inside: str, name: str) -> str:
     return f"<span><svg width='22' height='14' aria-hidden='true'>{inside}</svg> {name}</span>"
 
@@ -254,7 +248,7 @@ LEGEND = "".join(
         "<div class='mqlab-legend'>",
         _sample(f"<rect {_FRAME} fill='{ACCENT}' fill-opacity='.55'/>", "working"),
         _sample(f"<rect width='22' height='14' fill='{ACCENT}'/>", "done"),
-        _sample(f"<rect {_FRAME} fill='url(#mqlab-hatch)'/>", "\u21a9 back in the queue"),
+        _sample(f"<rect {_FRAME} fill='{FAINT}'/>", "\u21a9 back in the queue"),
         _sample(f"<rect {_FRAME} fill='none'/>", "\u2715 dead"),
         "</div>",
     ]

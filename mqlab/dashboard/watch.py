@@ -306,7 +306,7 @@ class QueueWatch:
             event = self._events.popleft()
             self._follow_new([event.source])
             worker = next(w for w in self._workers if w.source is event.source)
-            if event.record is not None:
+            if event.kind in ("started", "settled"):
                 self._note_task(worker, event.kind, shorten(event.record))
             elif event.kind == "lost" and worker.state not in ("stopping", *ENDED):
                 worker.is_away = True
@@ -337,7 +337,7 @@ class QueueWatch:
 
     def _note_task(self, worker: _Worker, kind: str, record: TaskRecord) -> None:
         worker.add(record)
-        task = f"Task {str(record.data)[:24]!r}" if record.task_id else "A message that is no task"
+        task = f"task {str(record.data)[:24]!r}" if record.task_id else "a message that is no task"
         outcome = record.outcome if kind == "settled" else "started"
         if outcome == "started" and record.redelivered:
             self.note(f"{task} came again (redelivered), to {worker.name}.", "redelivered")

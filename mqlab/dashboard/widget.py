@@ -128,6 +128,7 @@ class Dashboard:
             button.on_click(lambda _button, act=act: self._do(act))
             self.buttons[name] = button
         self.chooser = widgets.Dropdown(tooltip="Choose the queue to watch")
+        self.chooser.observe(self._on_choice, "value")
         self._offer_queues([self._first], "" if self._follows else self._first)
         for widget in (self.chooser, *self.buttons.values()):
             answer_in_subshell(widget)
@@ -150,7 +151,7 @@ class Dashboard:
         names = sorted(names, key=lambda name: (name != QUEUE, name))
         options = [(FOLLOW, ""), *((name, name) for name in names)]
         if list(self.chooser.options) != options or self.chooser.value != chosen:
-            self.chooser.unobserve_all("value")
+            self.chooser.unobserve(self._on_choice, "value")
             self.chooser.options = options
             self.chooser.value = chosen
             self.chooser.observe(self._on_choice, "value")
