@@ -202,4 +202,4 @@ class WorkerProcess:
     ) -> None:
         if record and kind == "settled":
             self.counts[record.outcome or ""] += 1
-        self._on_event(Event(kind, self, self.queue, at or time.time(), record, detail))
+        self._on_event(Event(kind, self, self.queue, record, detail, at or time.time()))
