@@ -31,10 +31,7 @@ def describe(snapshot: Snapshot) -> str:
     elsewhere = f" ({snapshot.elsewhere} elsewhere)" if snapshot.elsewhere else ""
     workers = _count(snapshot.workers, "worker") + elsewhere
     if snapshot.ready is None:
-        return (
-            f"The queue {snapshot.queue} does not exist yet: the first task or worker declares it. "
-            f"{workers}."
-        )
+        return f"{snapshot.queue} does not exist yet. The first task declares it. {workers}."
     about = "" if snapshot.unacked_is_exact else "about "
     unacked = "?" if snapshot.unacked is None else f"{about}{snapshot.unacked}"
     trouble = f", {snapshot.retried} retried, {snapshot.dead} dead"
@@ -46,7 +43,7 @@ def describe(snapshot: Snapshot) -> str:
 
 def draw_numbers(snapshot: Snapshot) -> str:
     """The numbers in one line, each with its name and a remark."""
-    lags = "" if snapshot.unacked_is_exact else "lags by seconds"
+    lags = "" if snapshot.unacked_is_exact else "lags"
     if snapshot.acked is None:
         done = _number("done", snapshot.done, _rate(snapshot.done_per_s, "done"))
     else:  # what the workers elsewhere have done is known from the broker's acks only
@@ -115,7 +112,7 @@ def speak_state(sentence: str) -> str:
 def _number(name: str, value: int | None, remark: str, colour: str = "") -> str:
     chip = f"<i style='background:{colour}'></i>" if colour else ""
     zero = " class='mqlab-zero'" if not (value or remark) and name in ("retried", "dead") else ""
-    shown = "?" if value is None else f"{value:,}"
+    shown = "–" if value is None else f"{value:,}"
     return (
         f"<span{zero}><b>{shown}</b><em>{chip}{name}</em><small>{remark or '&nbsp;'}</small></span>"
     )
@@ -128,7 +125,7 @@ def _rate(per_s: float | None, name: str) -> str:
 def _remark(snapshot: Snapshot) -> str:
     if snapshot.elsewhere:
         consumers = _count(snapshot.elsewhere, "consumer")
-        return f"{consumers} in another notebook or terminal: no lane, the tasks are known there."
+        return f"{consumers} elsewhere, in another notebook or terminal: no lane here."
     return "" if snapshot.lanes else "No worker yet. Press Start worker."
 
 
@@ -270,6 +267,7 @@ STYLE = f"""<style>
   margin: 4px 0 8px; }}
 .mqlab-dashboard button {{ flex: 1 1 auto; width: auto; height: auto; margin: 0; padding: 5px 2px;
   line-height: 1.3; font-size: clamp(12px, 2.5cqw, 17px); border-radius: 4px; }}
+.mqlab-state {{ font-size: clamp(13px, 2.6cqw, 19px); }}
 .mqlab-unseen {{ position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); }}
 .mqlab-numbers {{ display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px; }}
@@ -280,7 +278,7 @@ STYLE = f"""<style>
   font-variant-numeric: tabular-nums; }}
 .mqlab-numbers em {{ font-style: normal; font-size: clamp(13px, 2.6cqw, 19px); }}
 .mqlab-numbers small {{ font-size: clamp(11px, 2cqw, 15px); }}
-.mqlab-numbers .mqlab-zero b {{ font-weight: 300; }}
+.mqlab-numbers .mqlab-zero b {{ font-weight: 400; opacity: .6; }}
 .mqlab-numbers i {{ display: inline-block; width: .75em; height: .75em; margin-right: 5px;
   border-radius: 2px; }}
 .mqlab-dashboard svg text {{ fill: {TEXT}; font-size: 14px; }}
