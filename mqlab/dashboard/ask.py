@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 import urllib.error
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -39,48 +38,100 @@ COLUMNS = (
 )
 
 
-class Probe:
-    """Asks over AMQP how many messages and consumers a queue has.
+class _Question:
+    """How many messages and consumers does this queue have? Asked again and again.
 
-    ``answers`` maps a queue to (ready, consumers), or to None if it does not exist or the broker
-    refuses to say.
+    Each question has a channel of its own, because the broker closes the channel when it refuses.
+    Everything but ``queue`` belongs to the connection's I/O thread; others only read.
     """
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.answer: tuple[int, int] | None = None  # ready, consumers
+        self.refused_at, self.refusal = 0.0, ""
+        self.asked_at = 0.0  # while an answer is awaited
+        self._channel: Any = None
+
+    def ask(self, connection: Connection, answered: threading.Event) -> None:
+        if self.asked_at or not connection.is_ready:
+            return
+        self.asked_at = time.time()
+        if self._channel is None:
+            connection.open_channel(partial(self._on_open, answered))
+        else:
+            self._declare(answered)
+
+    def forget(self) -> None:
+        """The channel is not needed any more, or lost."""
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
+        self._channel, self.asked_at = None, 0.0
+
+    def _on_open(self, answered: threading.Event, channel: Any) -> None:
+        self._channel = channel
+        channel.add_on_close_callback(self._on_close)
+        self._declare(answered)
+
+    def _declare(self, answered: threading.Event) -> None:
+        callback = partial(self._on_answer, answered)
+        self._channel.queue_declare(self.queue, passive=True, callback=callback)
+
+    def _on_answer(self, answered: threading.Event, frame: Any) -> None:
+        self.answer = frame.method.message_count, frame.method.consumer_count
+        self.asked_at, self.refused_at, self.refusal = 0.0, 0.0, ""
+        answered.set()
+
+    def _on_close(self, _channel: Any, reason: Any) -> None:
+        code = getattr(reason, "reply_code", 0)
+        if code in (403, 404, 405):  # not allowed, no such queue, exclusive to another connection
+            self.answer, self.refused_at = None, time.time()
+            self.refusal = "" if code == 404 else str(reason.reply_text)
+        self._channel, self.asked_at = None, 0.0
+
+
+class Probe:
+    """Asks over AMQP how many messages and consumers a queue has, on a connection that it keeps."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings, self._name = settings, name
         self._connection: Connection | None = None
         self._error: MqlabError | None = None
         self._open_at = 0.0
-        # Only the I/O thread writes the rest, each in one step.
-        self.answers: dict[str, tuple[int, int] | None] = {}
-        self._refused: dict[str, tuple[float, str]] = {}
-        self._asked: deque[str] = deque()  # in the order of the answers to come
-        self._asked_at = 0.0
+        self._questions: dict[str, _Question] = {}
 
-    def ask(self, *queues: str) -> None:
-        """Ask about each queue, and wait for the answers for a moment, but no longer."""
+    def ask(self, queues: dict[str, float]) -> list[tuple[int, int] | None]:
+        """Ready messages and consumers of each queue: None if there is none, or it is refused.
+
+        ``queues`` maps each to the seconds until a refused question is asked again. Waits for the
+        answer about the first one for a moment, but no longer.
+        """
         connection, now = self._connection, time.time()
-        if connection is None or connection.is_closing:
-            if now >= self._open_at:
-                self._open()
-            return
-        due = [q for q in queues if now - self._refused.get(q, (0.0, ""))[0] >= ASK_AGAIN_S]
-        answered = threading.Event()
-        connection.run(lambda: self._declare(due, answered))
-        # It takes a millisecond or two. An older answer would not fit what the workers report.
-        answered.wait(ANSWER_S)
+        questions = {q: self._questions.get(q) or _Question(q) for q in queues}
+        dropped = [q for name, q in self._questions.items() if name not in questions]
+        self._questions = questions
+        if connection is not None and not connection.is_closing:
+            answered = threading.Event()
+            for number, question in enumerate(questions.values()):
+                if now - question.refused_at >= queues[question.queue]:
+                    done = threading.Event() if number else answered
+                    connection.run(partial(question.ask, connection, done))
+            for question in dropped:
+                connection.run(question.forget)
+            # It takes a millisecond or two. An older answer would not fit what the workers report.
+            answered.wait(ANSWER_S)
+        elif now >= self._open_at:
+            self._open()
+        return [question.answer for question in questions.values()]
 
     def find_problem(self, queue: str) -> str:
         """Why there is no answer about ``queue``, and the next command; empty if there is one."""
-        connection, error, now = self._connection, self._error, time.time()
-        refused_at, refusal = self._refused.get(queue, (0.0, ""))
+        connection, error, question = self._connection, self._error, self._questions[queue]
         if connection is not None:
-            if connection.is_ready and self._asked and now - self._asked_at > SILENT_S:
+            if question.asked_at and time.time() - question.asked_at > SILENT_S:
                 return f"The broker at {self._settings.address} is connected but does not respond."
-            if refusal:
-                return f"The broker does not let this user look at the queue: {refusal}"
-            is_lost = not connection.is_ready and now - refused_at > 2.0
-            error = connection.error or (connection.last_error if is_lost else None)
+            if question.refusal:
+                return f"The broker does not let this user look at the queue: {question.refusal}"
+            error = connection.error or (None if connection.is_ready else connection.last_error)
         if error is None:
             return ""
         return f"{error.what} Next: {error.fix}" if error.fix else error.what
@@ -90,55 +141,24 @@ class Probe:
         if self._connection is not None:
             self._connection.close(timeout_s=1.0)
 
+    def _forget(self) -> None:
+        for question in self._questions.values():
+            question.forget()
+
     def _open(self) -> None:
-        self._asked.clear()
-        connection = self._connection = Connection(
+        connection = Connection(
             self._settings,
             name=self._name,
-            on_channel=self._on_channel,
-            on_lost=lambda: None,
+            on_channel=lambda _channel: connection.mark_ready(),
+            on_lost=self._forget,
             on_ended=lambda _error: None,
         )
+        self._connection, self._error = connection, None
         try:
             connection.open(timeout_s=5.0)
-            self._error = None
         except MqlabError as error:
             self._connection, self._error = None, error
         self._open_at = time.time() + 1.0
-
-    # ---- the I/O thread
-
-    def _on_channel(self, channel: Any) -> None:
-        channel.add_on_close_callback(self._on_channel_close)
-        self._asked.clear()
-        assert self._connection is not None
-        self._connection.mark_ready()
-
-    def _declare(self, queues: list[str], answered: threading.Event) -> None:
-        channel = self._connection.channel if self._connection is not None else None
-        if channel is None or not channel.is_open or self._asked:
-            return
-        self._asked_at = time.time()
-        for queue in queues:
-            self._asked.append(queue)
-            is_last = queue is queues[-1]
-            callback = partial(self._on_declared, queue, answered if is_last else None)
-            channel.queue_declare(queue, passive=True, callback=callback)
-
-    def _on_declared(self, queue: str, answered: threading.Event | None, frame: Any) -> None:
-        self.answers[queue] = frame.method.message_count, frame.method.consumer_count
-        self._refused.pop(queue, None)
-        self._asked.popleft()
-        if answered:
-            answered.set()
-
-    def _on_channel_close(self, _channel: Any, reason: Any) -> None:
-        code = getattr(reason, "reply_code", 0)
-        # Not allowed, no such queue, exclusive to another connection. A fresh channel follows.
-        if code in (403, 404, 405) and self._asked:
-            queue = self._asked[0]
-            self._refused[queue] = time.time(), "" if code == 404 else str(reason.reply_text)
-            self.answers[queue] = None
 
 
 class QueueList:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mqlab.consumer import BackgroundConsumer, running_consumers
-from mqlab.dashboard.ask import Probe, QueueList
+from mqlab.dashboard.ask import ASK_AGAIN_S, Probe, QueueList
 from mqlab.dashboard.process import WorkerProcess, shorten
 from mqlab.events import Event, subscribe
 from mqlab.records import TaskRecord
@@ -171,7 +171,7 @@ class QueueWatch:
         self._depth: list[Depth] = []
         self._totals: deque[tuple[float, int, int]] = deque()
         self._total, self._settled, self._steady_at = 0, 0, 0.0
-        self._elsewhere_since = self._no_dead_at = 0.0
+        self._elsewhere_since = self._dead_at = 0.0
         self._unsubscribe = subscribe(self._on_event)
 
     # ---- for any thread
@@ -286,14 +286,12 @@ class QueueWatch:
 
     def _ask(self, now: float) -> tuple[int | None, int, int | None]:
         """Ready messages, consumers, and ready messages of the dead queue."""
-        is_listed = self.dead_queue in (self._listed.rows or {})
-        asks_dead = is_listed or now - self._no_dead_at >= DEAD_S
-        self._probe.ask(self.queue, *[self.dead_queue][:asks_dead])
-        answers = self._probe.answers
-        ready, consumers = answers.get(self.queue) or (None, 0)
-        dead = answers.get(self.dead_queue)
-        if dead is None and asks_dead and self.dead_queue in answers:
-            self._no_dead_at = now
+        # Most queues have no dead queue, and the broker logs each question about what is missing.
+        is_likely = self.dead_queue in (self._listed.rows or {}) or now - self._dead_at < DEAD_S
+        answer, dead = self._probe.ask(
+            {self.queue: ASK_AGAIN_S, self.dead_queue: ASK_AGAIN_S if is_likely else DEAD_S}
+        )
+        ready, consumers = answer or (None, 0)
         return ready, consumers, dead[0] if dead else None
 
     def _follow(self, now: float) -> None:
@@ -342,7 +340,7 @@ class QueueWatch:
         if outcome == "started" and record.redelivered:
             self.note(f"{task} came again (redelivered), to {worker.name}.", "redelivered")
         elif outcome == "dead":
-            self._no_dead_at = 0.0
+            self._dead_at = time.time()
             self.note(f"{task} is in {self.dead_queue} now: {record.error}", "dead")
         elif outcome == "retry":
             self.note(f"{task} failed in {worker.name} and is tried again: {record.error}", "retry")
