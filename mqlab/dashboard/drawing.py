@@ -281,7 +281,7 @@ STYLE = f"""<style>
 .mqlab-numbers .mqlab-zero b {{ font-weight: 400; opacity: .6; }}
 .mqlab-numbers i {{ display: inline-block; width: .75em; height: .75em; margin-right: 5px;
   border-radius: 2px; }}
-.mqlab-dashboard svg text {{ fill: {TEXT}; font-size: 14px; }}
+.mqlab-dashboard svg text {{ fill: {TEXT}; font-size: clamp(14px, 1.5cqw, 17px); }}
 .mqlab-chart {{ display: block; margin-top: 8px; }}
 .mqlab-dashboard .mqlab-halo {{ paint-order: stroke; stroke: {PAGE}; stroke-width: 4px; }}
 .mqlab-dashboard .mqlab-name {{ font-weight: 600; }}

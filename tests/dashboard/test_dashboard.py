@@ -228,7 +228,7 @@ def test_it_says_that_the_broker_is_away_and_recovers(
         before = dashboard.state().done
         click(dashboard, "send-10")
         eventually(lambda: dashboard.state().done >= before + 10, 20)
-        eventually(lambda: dashboard.state().ready == dashboard.state().unacked == 0)
+        eventually(lambda: dashboard.state().ready == dashboard.state().unacked == 0, 30)
         eventually(lambda: f"{dashboard.state().done} done" in text(dashboard))
     finally:
         dashboard.close()
