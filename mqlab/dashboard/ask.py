@@ -56,15 +56,18 @@ class _Question:
         if self.asked_at or not connection.is_ready:
             return
         self.asked_at = time.time()
-        if self._channel is None:
+        if self._channel is None or not self._channel.is_open:
             connection.open_channel(partial(self._on_open, answered))
         else:
             self._declare(answered)
 
-    def forget(self) -> None:
-        """The channel is not needed any more, or lost."""
+    def drop(self) -> None:
+        """The question is not asked any more."""
         if self._channel is not None and self._channel.is_open:
             self._channel.close()
+
+    def forget(self) -> None:
+        """The connection is lost, and the channel with it: closing it now would raise."""
         self._channel, self.asked_at = None, 0.0
 
     def _on_open(self, answered: threading.Event, channel: Any) -> None:
@@ -81,12 +84,14 @@ class _Question:
         self.asked_at, self.refused_at, self.refusal = 0.0, 0.0, ""
         answered.set()
 
-    def _on_close(self, _channel: Any, reason: Any) -> None:
+    def _on_close(self, channel: Any, reason: Any) -> None:
+        if channel is not self._channel:
+            return
         code = getattr(reason, "reply_code", 0)
         if code in (403, 404, 405):  # not allowed, no such queue, exclusive to another connection
             self.answer, self.refused_at = None, time.time()
             self.refusal = "" if code == 404 else str(reason.reply_text)
-        self._channel, self.asked_at = None, 0.0
+        self.forget()
 
 
 class Probe:
@@ -116,7 +121,7 @@ class Probe:
                     done = threading.Event() if number else answered
                     connection.run(partial(question.ask, connection, done))
             for question in dropped:
-                connection.run(question.forget)
+                connection.run(question.drop)
             # It takes a millisecond or two. An older answer would not fit what the workers report.
             answered.wait(ANSWER_S)
         elif now >= self._open_at:
