@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pika.exceptions
 
-from mqlab.errors import AccessRefused, ConnectError, QueueMismatch, QueueRefused
+from mqlab.errors import (
+    AccessRefused,
+    ConnectError,
+    NotSent,
+    OutcomeUnknown,
+    QueueMismatch,
+    QueueRefused,
+    Rejected,
+    SendError,
+    SendOutcome,
+    Unroutable,
+)
 from mqlab.settings import Settings
 
 START_A_BROKER = "python -m mqlab broker start   (python -m mqlab doctor shows what is wrong)"
+NACKED = "basic.nack: the queue is full and refuses more, or the broker could not store it"
 _FIXES = {
     403: "grant the right on this virtual host (management UI, Admin, the user), "
     "or use another queue",
@@ -111,6 +124,60 @@ def explain_refusal(reason: Any, name: str) -> QueueRefused:
         )
     error.__cause__ = reason
     return error
+
+
+def explain_outcomes(
+    outcomes: Mapping[str, SendOutcome],
+    *,
+    size: int,
+    queue: str,
+    bound_s: float,
+    words: str,
+    blocked: str | None,
+    trouble: str,
+) -> SendError | OutcomeUnknown:
+    """Turn the outcomes of the tasks that were not confirmed, of ``size`` tasks, into one error."""
+    counts = Counter[str](outcomes.values())
+    confirmed = size - len(outcomes)
+    parts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+    what = f"Of {size} task{'s' * (size > 1)} for queue {queue!r}: {parts}"
+    what += f", {confirmed} confirmed." if confirmed else "."
+    if counts["unknown"]:
+        return OutcomeUnknown(
+            what,
+            why=f"the broker blocks publishers ({blocked})"
+            if blocked
+            else f"no confirm came within {bound_s:g} s; the task may still arrive",
+            fix="send again with the same task_id, and let the worker check the id",
+            outcomes=outcomes,
+        )
+    if counts["not sent"]:
+        return explain_not_sent(what, bound_s, trouble, outcomes)
+    if counts["rejected"]:
+        return Rejected(
+            what,
+            why=f"the broker: {words}" if words else NACKED,
+            fix="send again later, or smaller" if words else "send again later",
+            outcomes=outcomes,
+        )
+    return Unroutable(
+        what,
+        why="no queue of that name exists",
+        fix="check the name, or start the consumer that declares it",
+        outcomes=outcomes,
+    )
+
+
+def explain_not_sent(
+    what: str, bound_s: float, trouble: str, outcomes: Mapping[str, SendOutcome] | None = None
+) -> NotSent:
+    """Say why nothing could be given to the network in time."""
+    return NotSent(
+        what,
+        why=trouble or f"the message could not be given to the network within {bound_s:g} s",
+        fix="send again when the broker is back: python -m mqlab broker status",
+        outcomes=outcomes,
+    )
 
 
 def broker_words(error: BaseException) -> str:

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mqlab._explain import broker_words
+from mqlab._explain import NACKED, broker_words
 from mqlab.connection import Connection
-
-NACKED = "basic.nack: the queue is full and refuses more, or the broker could not store it"
 
 
 @dataclass(slots=True)

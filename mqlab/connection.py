@@ -4,46 +4,33 @@ pika's connections and channels belong to the thread that runs their I/O loop. H
 the loop, so heartbeats go out whatever the other threads do, and those hand it functions to call.
 
 An interrupt (Ctrl-C, the stop button of a notebook) may strike the calling thread between any two
-statements. So the calling thread changes nothing here but one flag, which only ever goes up; the
-I/O thread looks at it once a second, does everything else, and closes the socket when it ends.
+statements. So the calling thread changes nothing here but flags that only ever go up; the I/O
+thread (``_io_thread``) looks at them twice a second, does everything else, and closes the socket
+when it ends.
 """
 
 from __future__ import annotations
 
 import _thread
 import atexit
-import contextlib
 import queue as queues
-import random
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-import pika.exceptions
-from pika.adapters.select_connection import IOLoop
-
-from mqlab import _pika, events
-from mqlab._explain import START_A_BROKER, broker_words, explain, explain_refusal
-from mqlab.errors import AccessRefused, ConnectError, MqlabError, QueueMismatch, describe
-from mqlab.settings import HEARTBEAT_S, Settings
+from mqlab._explain import START_A_BROKER
+from mqlab._io_thread import IoThread, registry
+from mqlab.errors import ConnectError, MqlabError
+from mqlab.settings import Settings
 
 ConnectionState = Literal["new", "connecting", "ready", "closed", "failed"]
 
-CONNECT_TIMEOUT_S = 4.5
-"""Seconds for one attempt: name look-up, TCP, and the AMQP handshake with the virtual host."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-TICK_S = 0.5
-STABLE_S = 30.0
-"""After so many seconds without a loss the next pause is the first again."""
 EXIT_S = 4.0
 """Seconds that all connections together may take to close when the process ends."""
 
-_open: dict[int, Connection] = {}  # each I/O thread adds and removes its own
 
-
-class Connection:
+class Connection(IoThread):
     """A connection that is opened once and kept: ``open``, ``run``, ``close``.
 
     The callbacks are called in the I/O thread. ``on_channel(channel)`` gets every fresh channel,
@@ -52,50 +39,6 @@ class Connection:
     last of all: with None if the connection was closed, else with the error that ended it.
     ``owner`` is the object that events name as their source; it is not kept alive by this.
     """
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        name: str,
-        on_channel: Callable[[Any], None],
-        on_lost: Callable[[], None],
-        on_ended: Callable[[MqlabError | None], None],
-        queue: str = "",
-        owner: Any = None,
-        heartbeat_s: int = HEARTBEAT_S,
-    ) -> None:
-        self.settings, self.name, self.queue = settings, name, queue
-        self._owner = weakref.ref(owner) if owner is not None else lambda: None
-        self._on_channel, self._on_lost, self._on_ended = on_channel, on_lost, on_ended
-        self._heartbeat_s = heartbeat_s
-        self._closing = False  # any thread sets it, nobody takes it back
-        self._close_within_s = 5.0
-        self._outcome: queues.SimpleQueue[MqlabError | None] = queues.SimpleQueue()  # of open()
-        # The rest is written by the I/O thread alone.
-        self.channel: Any = None
-        self.error: MqlabError | None = None
-        self.last_error: MqlabError | None = None
-        self.refusal = ""  # the broker's words, if it was the broker that closed the channel
-        self.trouble = ""  # why the channel was lost, until something works again
-        self.blocked: str | None = None
-        self.opened = 0
-        self.server_version = ""
-        self.connect_s = self.declare_s = 0.0
-        self._lost_because = ""
-        self.stalled_s = 0.0  # how long the I/O thread could not run before the channel was lost
-        self._connection: Any = None
-        self._loop: Any = None
-        self._ready = False
-        self._pauses = 0
-        self._ready_at = self._ticked_at = self._stall_ended_at = self._stall_s = 0.0
-        # Not Thread.join and is_alive: interrupted, they take a thread that runs for ended (3.11).
-        self._begun = self._ended = False
-        self._running = threading.Lock()
-        self._running.acquire()
-        self._thread = threading.Thread(target=self._run_loop, name=name, daemon=True)
-
-    # ---- for any thread
 
     @property
     def state(self) -> ConnectionState:
@@ -109,24 +52,9 @@ class Connection:
         return "ready" if self._ready else "connecting"
 
     @property
-    def is_ready(self) -> bool:
-        """Whether there is a channel that has been set up."""
-        return self._ready
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether it is closed, about to be, or given up."""
-        return self._closing
-
-    @property
     def has_ended(self) -> bool:
         """Whether the I/O thread has run and ended."""
         return self._ended
-
-    @property
-    def owner(self) -> Any:
-        """The producer or consumer it belongs to; None once that is gone."""
-        return self._owner()
 
     def open(self, timeout_s: float) -> None:
         """Start the thread and wait until the first channel is set up.
@@ -188,234 +116,10 @@ class Connection:
         self.run(lambda: self._give_up(MqlabError(why)))
         self.close(timeout_s=1.0)
 
-    # ---- for the I/O thread
-
-    def mark_ready(self) -> None:
-        """Declare the set-up of the channel complete."""
-        now = time.perf_counter()
-        self.declare_s = now - self._connected_at
-        self._ready_at = time.monotonic()
-        self.opened += 1
-        self._ready, self.last_error = True, None
-        events.publish("opened", self.owner, self.queue, detail=str(self.settings))
-        if self.opened == 1:
-            self._outcome.put(None)
-
-    def mark_progress(self) -> None:
-        """Declare that something works again: what was wrong is over, the next pause is short."""
-        self.trouble, self._pauses = "", 0
-
-    def run_later(self, delay_s: float, function: Callable[[], object]) -> None:
-        """Have ``function`` called after ``delay_s`` seconds."""
-        self._loop.call_later(delay_s, function)
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether something can be sent on the channel now."""
-        channel = self.channel
-        return channel is not None and channel.is_open and self._connection.is_open
-
-    @property
-    def frame_max(self) -> int:
-        """The largest frame, in bytes, that this connection and the broker have agreed on."""
-        return int(self._connection.params.frame_max)
-
-    def write(self, frames: bytes) -> None:
-        """Hand whole frames of this connection's channels to the network, soon."""
-        _pika.write(self._connection, frames)
-
-    def open_channel(self, on_open: Callable[[Any], None]) -> None:
-        """Open a further channel on the same connection."""
-        if self._connection.is_open:
-            self._connection.channel(on_open_callback=on_open)
-
-    def reopen_channel(self) -> None:
-        """Close the channel; a fresh one follows."""
-        if self.is_writable:
-            self.channel.close()
-
-    def _start_thread(self) -> None:
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # the system allows no more threads
-            self._note_bug(error)
-            self._end()
-
-    def _run_loop(self) -> None:
-        _open[id(self)] = self
-        try:
-            self._loop = IOLoop()
-            self._ticked_at = time.monotonic()
-            self._tick()
-            self._connect()
-            self._loop.start()
-        except BaseException as caught:  # a callback raised: keep it where status() finds it
-            # pika raises as well if it is closed while it opens, and then it is closed.
-            if not self._closing:
-                self._note_bug(getattr(self._connection, "bug", None) or caught)
-        finally:
-            self._end()
-
-    def _note_bug(self, bug: BaseException) -> None:
-        error = MqlabError(
-            f"The I/O thread of {self.name} ended: {describe(bug)}",
-            why="an error in mqlab or pika",
-            fix="start it again; if it comes back, report the chained error",
-        )
-        error.__cause__ = bug
-        self.error = self.error or error
-
-    def _end(self) -> None:
-        """Leave nothing behind; no step may keep a later one from being taken."""
-        self._closing, self._ready, self.channel = True, False, None
-        _pika.abort(self._connection)
-        _open.pop(id(self), None)
-        with contextlib.suppress(Exception):
-            self._on_ended(self.error)
-        with contextlib.suppress(Exception):
-            self._loop.close()
-        failed, detail = self.error is not None, self.error.what if self.error else ""
-        events.publish("failed" if failed else "closed", self.owner, self.queue, detail=detail)
-        self._outcome.put(self.error or MqlabError(f"{self.name} was closed while it opened."))
-        self._ended = True
-        self._running.release()
-
-    def _tick(self) -> None:
-        """Notice when this thread could not run, and what an interrupted caller could not ask."""
-        now = time.monotonic()
-        late_s, self._ticked_at = now - self._ticked_at - TICK_S, now
-        if late_s > TICK_S:
-            self._stall_s, self._stall_ended_at = late_s, now
-        if self._closing:
-            self._close_in_loop()
-        self.run_later(TICK_S, self._tick)
-
-    @property
-    def late_s(self) -> float:
-        """For how long this thread could not run until now, in seconds: 0 or less, mostly."""
-        return time.monotonic() - self._ticked_at - TICK_S
-
-    def _find_stall(self) -> float:
-        recent = time.monotonic() - self._stall_ended_at < 2 * TICK_S
-        return max(self._stall_s if recent else 0.0, self.late_s)
-
-    def _connect(self) -> None:
-        if self._closing:
-            self._loop.stop()
-            return
-        self._started_at = time.perf_counter()
-        self._connection = _pika.SturdyConnection(
-            self.settings.parameters(
-                name=self.name, timeout_s=CONNECT_TIMEOUT_S, heartbeat=self._heartbeat_s
-            ),
-            on_open_callback=self._on_open,
-            on_open_error_callback=self._on_open_error,
-            on_close_callback=self._on_close,
-            custom_ioloop=self._loop,
-        )
-
-    def _on_open(self, connection: Any) -> None:
-        self._connected_at = time.perf_counter()
-        self.connect_s = self._connected_at - self._started_at
-        self.server_version = str(connection.server_properties.get("version", "unknown"))
-        connection.add_on_connection_blocked_callback(self._on_blocked)
-        connection.add_on_connection_unblocked_callback(self._on_unblocked)
-        self._open_channel()
-
-    def _open_channel(self) -> None:
-        if self._closing:
-            self._close_in_loop()
-        elif self._connection.is_open:
-            self._connection.channel(on_open_callback=self._on_channel_open)
-
-    def _on_channel_open(self, channel: Any) -> None:
-        self.channel = channel
-        channel.add_on_close_callback(self._on_channel_close)
-        self._on_channel(channel)
-
-    def _on_channel_close(self, channel: Any, reason: Exception) -> None:
-        if channel is not self.channel:
-            return
-        refused = isinstance(reason, pika.exceptions.ChannelClosedByBroker)
-        self.refusal = broker_words(reason) if refused else ""
-        self._lose("" if self._closing else self.refusal or explain(reason, self.settings).why)
-        if not self._connection.is_open or self._closing:
-            return
-        if refused:
-            error = explain_refusal(reason, self.name)
-            if not self.opened or isinstance(error, QueueMismatch):
-                self._give_up(error)
-                return
-        self.run_later(self._next_pause_s(), self._open_channel)
-
-    def _on_open_error(self, _connection: Any, reason: Exception) -> None:
-        error = explain(reason, self.settings)
-        # What the connection was lost for is worth more than that it cannot be opened now.
-        self.trouble = self._lost_because or f"{error.what} {error.why}".strip()
-        self._retry(error)
-
-    def _on_close(self, _connection: Any, reason: Exception) -> None:
-        error = explain(reason, self.settings)
-        self._lose(error.why or error.what)
-        self._retry(error)
-
-    def _retry(self, error: ConnectError) -> None:
-        if self._connection.bug is not None:
-            raise self._connection.bug
-        self.last_error = error
-        if self._closing:
-            self._loop.stop()
-        elif not self.opened or isinstance(error, AccessRefused):
-            self._give_up(error)  # the same password will not do better next time
-        else:
-            self.run_later(self._next_pause_s(), self._connect)
-
-    def _next_pause_s(self) -> float:
-        """Exponential backoff with jitter, so that many clients do not return in step.
-
-        It grows although each attempt succeeds: only progress, or time, brings it down.
-        """
-        if self._ready_at and time.monotonic() - self._ready_at > STABLE_S:
-            self._pauses = 0
-        pause_s: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._pauses)
-        self._pauses = min(self._pauses + 1, 10)
-        return pause_s * random.uniform(0.5, 1.0)
-
-    def _lose(self, detail: str) -> None:
-        had_channel, self.channel, self._ready, self.blocked = self.channel, None, False, None
-        if had_channel is not None:
-            self.stalled_s = self._find_stall()
-            self.trouble = detail
-            self._on_lost()
-            self._lost_because = self.trouble
-            if not self._closing:
-                events.publish("lost", self.owner, self.queue, detail=detail)
-
-    def _give_up(self, error: MqlabError) -> None:
-        self.error = self.error or error
-        self._outcome.put(self.error)
-        self._closing, self._close_within_s = True, 1.0
-        self._close_in_loop()
-
-    def _close_in_loop(self) -> None:
-        connection = self._connection
-        if connection is None or connection.is_closed:
-            self._loop.stop()
-        elif not connection.is_closing:
-            connection.close()
-            # A broker that does not answer the close must not keep the thread.
-            self.run_later(self._close_within_s, self._loop.stop)
-
-    def _on_blocked(self, _connection: Any, frame: Any) -> None:
-        self.blocked = frame.method.reason
-
-    def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
-        self.blocked = None
-
 
 def open_connections() -> list[Connection]:
     """The connections that this process has open, or is opening."""
-    return list(_open.values())
+    return list(registry.values())
 
 
 def handshake(settings: Settings, timeout_s: float = 5.0) -> str:

@@ -13,9 +13,8 @@ from typing import Any
 
 import pika.exceptions
 
-from mqlab._explain import broker_words, explain
+from mqlab._explain import NACKED, broker_words, explain
 from mqlab._inbox import ATTEMPTS_HEADER, HEADER_PREFIX, REASON_HEADER, WORKER_HEADER
-from mqlab._mover import NACKED
 from mqlab._pika import blocking_connection
 from mqlab.arguments import check_count, check_queue, check_seconds
 from mqlab.errors import (

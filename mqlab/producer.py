@@ -11,25 +11,17 @@ from __future__ import annotations
 import time
 import uuid
 import weakref
-from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from mqlab import events
+from mqlab._explain import explain_not_sent, explain_outcomes
 from mqlab._outbox import BLOCK, BLOCK_BYTES, Batch, Message, Outbox
 from mqlab.arguments import check_count, check_queue, check_seconds
 from mqlab.connection import Connection
-from mqlab.errors import (
-    MqlabError,
-    NotSent,
-    OutcomeUnknown,
-    Rejected,
-    SendError,
-    SendOutcome,
-    Unroutable,
-)
+from mqlab.errors import MqlabError, OutcomeUnknown, SendError, SendOutcome
 from mqlab.records import ProducerState, ProducerStatus, SendManyRecord, SendRecord
 from mqlab.settings import HEARTBEAT_S, Settings
 from mqlab.task import QUEUE, Task, encode_body, encode_data
@@ -187,7 +179,9 @@ class Producer:
         deadline = time.monotonic() + bound_s
         self._wait_for_room(deadline)
         if self._outbox.is_full:
-            raise self._not_sent(f"Nothing was sent to queue {self.queue!r}.", bound_s, {})
+            raise explain_not_sent(
+                f"Nothing was sent to queue {self.queue!r}.", bound_s, self._connection.trouble
+            )
         return deadline, bound_s
 
     def _wait_for_room(self, deadline: float) -> None:
@@ -219,48 +213,15 @@ class Producer:
             raise self._explain(batch, len(ids), bound_s)
 
     def _explain(self, batch: Batch, size: int, bound_s: float) -> SendError | OutcomeUnknown:
-        outcomes = dict(batch.failed)
-        counts = Counter[str](outcomes.values())
-        confirmed = size - len(outcomes)
-        parts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
-        what = f"Of {size} task{'s' * (size > 1)} for queue {self.queue!r}: {parts}"
-        what += f", {confirmed} confirmed." if confirmed else "."
-        if counts["unknown"]:
-            blocked = self._connection.blocked
-            return OutcomeUnknown(
-                what,
-                why=f"the broker blocks publishers ({blocked})"
-                if blocked
-                else f"no confirm came within {bound_s:g} s; the task may still arrive",
-                fix="send again with the same task_id, and let the worker check the id",
-                outcomes=outcomes,
-            )
-        if counts["not sent"]:
-            return self._not_sent(what, bound_s, outcomes)
-        if counts["rejected"]:
-            return Rejected(
-                what,
-                why=f"the broker: {batch.words}"
-                if batch.words
-                else "basic.nack: the queue is full and refuses more, or the broker could not "
-                "store it",
-                fix="send again later, or smaller" if batch.words else "send again later",
-                outcomes=outcomes,
-            )
-        return Unroutable(
-            what,
-            why="no queue of that name exists",
-            fix="check the name, or start the consumer that declares it",
-            outcomes=outcomes,
-        )
-
-    def _not_sent(self, what: str, bound_s: float, outcomes: Any) -> NotSent:
-        trouble = self._connection.trouble
-        return NotSent(
-            what,
-            why=trouble or f"the message could not be given to the network within {bound_s:g} s",
-            fix="send again when the broker is back: python -m mqlab broker status",
-            outcomes=outcomes,
+        connection = self._connection
+        return explain_outcomes(
+            batch.failed,
+            size=size,
+            queue=self.queue,
+            bound_s=bound_s,
+            words=batch.words,
+            blocked=connection.blocked,
+            trouble=connection.trouble,
         )
 
 

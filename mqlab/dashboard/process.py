@@ -1,8 +1,8 @@
-"""A worker as a process, ``python -m mqlab work``: for a terminal, or for a dashboard.
+"""A worker in a process of its own, and the pipe between it and the dashboard that started it.
 
-In a terminal it prints what the walk-through's worker prints. With ``--events`` it writes lines of
-JSON instead, and ``WorkerProcess`` is the other end of that pipe: it starts such a process, reads
-what it does, and stops or kills it. The work itself is done by a BackgroundConsumer.
+``WorkerProcess`` is the dashboard's end: it starts the process, passes on its events, and stops or
+kills it. ``run_worker_with_events``, which is ``python -m mqlab work --events``, is the other end:
+a BackgroundConsumer whose events are written to stdout, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -11,113 +11,120 @@ import contextlib
 import json
 import os
 import queue as queues
+import reprlib
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import takewhile
 from typing import Any
 
 from mqlab.consumer import BackgroundConsumer
+from mqlab.events import Event, subscribe
 from mqlab.records import TaskRecord
 from mqlab.settings import Settings
 from mqlab.walkthrough import perform_heavy_task
 
-RECORDS_KEPT = 500
+STOP_S = 10.0
+"""Seconds that a running task has to finish after a stop."""
+
+# ---- in the worker's process
 
 
 def run_worker_with_events(
     *, queue: str, settings: Settings | None = None, workers: int = 1, duration_s: float = 5.0
 ) -> int:
-    """Work through ``queue`` and write a line of JSON for each event; return the exit status.
+    """Work through ``queue``, write each event as a line of JSON, and return the exit status.
 
-    ``state`` says what the consumer is doing and how many deliveries it has unacked; ``started``
-    and ``settled`` come with the record of a task, ``stopped`` with the number done. A line on
-    stdin means stop: the running task has 10 s to finish. When stdin ends, its parent is gone:
-    the running task goes back to the queue at once. Raises what ``run_worker`` raises.
+    A line on stdin means stop: the running task has 10 s to finish. The end of stdin means that
+    the dashboard has gone: the process exits at once, and the broker requeues what it held.
+    Raises what ``BackgroundConsumer.start`` raises.
     """
-    orders: queues.SimpleQueue[bytes] = queues.SimpleQueue()
-    # os.read and not sys.stdin: a thread that holds the lock of stdin's buffer breaks Python's end.
-    threading.Thread(target=lambda: orders.put(os.read(0, 100)), daemon=True).start()
+    news: queues.SimpleQueue[Event | bytes] = queues.SimpleQueue()
+    threading.Thread(target=_read_orders, args=(news.put,), daemon=True).start()
+    subscribe(news.put)  # this process has one consumer, so every event is that consumer's
     consumer = BackgroundConsumer(
         lambda task: perform_heavy_task(task.data, task_id=task.task_id, duration_s=duration_s)[1],
         queue=queue, settings=settings, workers=workers, name="worker",
     )  # fmt: skip
     consumer.start()
-    told = _Told(consumer)
-    order = None
-    while order is None and consumer.status().state != "failed":
-        told.tell()
-        with contextlib.suppress(queues.Empty):
-            order = orders.get(timeout=0.02)
-    if order:
-        _write("state", state="stopping", unacked=consumer.unacked)
-    report = consumer.stop(timeout_s=10.0 if order else 0.0)
-    told.tell()
-    _write("stopped", done=report.done, returned=[*report.returned, *report.may_run_twice])
+    while isinstance(item := news.get(), Event):
+        _write(item, consumer)
+        if item.kind == "failed":
+            break
+    consumer.stop(STOP_S)
+    with contextlib.suppress(queues.Empty):
+        while True:
+            if isinstance(item := news.get_nowait(), Event):
+                _write(item, consumer)
     return 0
 
 
-class _Told:
-    """What was told of a consumer so far: ``tell`` writes what is new."""
-
-    def __init__(self, consumer: BackgroundConsumer) -> None:
-        self._consumer = consumer
-        self._state: tuple[str, int] | None = None
-        self._started: list[TaskRecord] = []
-        self._settled: TaskRecord | None = None
-
-    def tell(self) -> None:
-        consumer = self._consumer
-        settled = list(takewhile(lambda r: r is not self._settled, reversed(consumer.records)))
-        for record in reversed(settled):
-            _write("settled", task=_short(record))
-            self._settled = record
-        working = [record for record in consumer.working if record.started_at is not None]
-        for record in working:
-            if not any(record is old for old in self._started):
-                _write("started", task=_short(record))
-        self._started = working
-        state = consumer.status().state, consumer.unacked
-        if state != self._state:
-            self._state = state
-            _write("state", state=state[0], unacked=state[1])
+def _read_orders(put: Callable[[bytes], object]) -> None:
+    # os.read and not sys.stdin: a thread that holds the lock of stdin's buffer aborts Python's exit
+    while order := os.read(0, 100):
+        put(order)
+    # Nothing that the main thread may be waiting for can delay this: closing sockets is the
+    # system's job, and stdout is a pipe that nobody reads any more.
+    os._exit(1)
 
 
-def _write(event: str, **more: Any) -> None:
-    print(json.dumps({"event": event, **more}), flush=True)
+def _write(event: Event, consumer: BackgroundConsumer) -> None:
+    record = event.record if isinstance(event.record, TaskRecord) else None
+    line = {
+        "kind": event.kind,
+        "at": event.at,
+        "detail": event.detail,
+        "unacked": consumer.unacked,
+        "record": asdict(shorten(record)) if record else None,
+    }
+    print(json.dumps(line), flush=True)
 
 
-def _short(record: TaskRecord) -> dict[str, Any]:
-    return asdict(replace(record, data=str(record.data)[:100], result=None))
+def shorten(record: TaskRecord) -> TaskRecord:
+    """Copy a record without what may be large: its result, and all but the start of its data."""
+    data = record.data[:100] if isinstance(record.data, str) else reprlib.repr(record.data)
+    return replace(record, data=data, result=None)
+
+
+# ---- in the dashboard's process
 
 
 class WorkerProcess:
     """A worker in a process of its own, which can be stopped, or killed as a crash would.
 
-    ``state`` is starting, running, reconnecting, stopping, stopped, killed or failed. The process
-    ends with this one, whatever ends it: its stdin is a pipe from here.
+    ``on_event`` is called with its events, in the thread that reads the pipe. ``state`` is
+    starting, running, reconnecting, stopping, stopped, killed or failed; ``unacked`` is how many
+    deliveries it holds, ``counts`` how many it has settled, by outcome. The process exits when this
+    process does, however that ends: its stdin is a pipe from here.
     """
 
-    def __init__(self, name: str, *, queue: str, settings: Settings, task_s: float) -> None:
-        self.name, self.expected_s, self.state = name, task_s, "starting"
-        self.unacked = self.done = self.dead = 0
+    def __init__(
+        self,
+        name: str,
+        *,
+        queue: str,
+        settings: Settings,
+        task_s: float,
+        on_event: Callable[[Event], object],
+    ) -> None:
+        self.name, self.queue, self.expected_s, self.state = name, queue, task_s, "starting"
+        self.unacked, self.counts = 0, Counter[str]()
         self.last_words = ""
+        self._on_event = on_event
         self._killed = False
-        self._lock = threading.Lock()  # guards the two below
-        self._records: deque[TaskRecord] = deque(maxlen=RECORDS_KEPT)
-        self._working: list[TaskRecord] = []
+        self._working: dict[float | None, TaskRecord] = {}  # by start; only the reader uses it
         self._process = subprocess.Popen(
             [
                 *[sys.executable, "-m", "mqlab", "work", "--events"],
                 *["--queue", queue, "--duration", str(task_s)],
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            # By the environment: everybody on this machine can read a command line.
+            # In the environment, because every user of this machine can read a command line.
             env=os.environ | {"AMQP_URL": settings.url}, encoding="utf-8", errors="replace",
-            start_new_session=True,  # the interrupt of a kernel goes to all of its process group
+            start_new_session=True,  # a kernel's interrupt goes to its whole process group
         )  # fmt: skip
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, name=f"mqlab {name}", daemon=True)
@@ -128,74 +135,71 @@ class WorkerProcess:
         """Whether the process runs."""
         return self._reader.is_alive()
 
-    @property
-    def records(self) -> list[TaskRecord]:
-        """The records of the newest tasks that are settled, oldest first."""
-        with self._lock:
-            return list(self._records)
-
-    @property
-    def working(self) -> list[TaskRecord]:
-        """The records of the tasks that are being worked on now."""
-        with self._lock:
-            return list(self._working)
-
     def stop(self) -> None:
-        """Have it finish the task that it works on, give back the others, and end. Returns now."""
-        self._tell("stop\n")
+        """Ask it to finish its task, return the others to the queue, and exit. Does not wait."""
+        self.state = "stopping"
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it has exited already
+            self._process.stdin.write("stop\n")
+            self._process.stdin.flush()
 
     def kill(self) -> None:
-        """End it as a crash would, kill -9: it cannot finish or give back anything."""
+        """End it as a crash would (kill -9): it can neither finish nor return anything."""
         self._killed = True
         self._process.kill()
 
     def close(self) -> None:
-        """Have it give everything back and end. Returns at once; ``join`` waits."""
-        self._tell("")
+        """Have it exit at once; the broker requeues what it held. Does not wait: ``join`` does."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.close()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for its end, and kill it if that takes longer than ``timeout_s`` seconds."""
+        """Wait until it has exited, and kill it if that takes longer than ``timeout_s`` seconds."""
         self._reader.join(timeout_s)
         if self._reader.is_alive():
             self.kill()
             self._reader.join(5.0)
 
-    def _tell(self, order: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or was told before
-            self._process.stdin.write(order)
-            self._process.stdin.close()
-
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
-                event = json.loads(line)
-                self._note(event)
-            except (ValueError, TypeError, KeyError):  # an error in words, or half a line
+                self._note(json.loads(line))
+            except (ValueError, TypeError, KeyError):  # an error message, or half a line
                 self.last_words = self.last_words or line.strip()
         status = self._process.wait()
         self._process.stdout.close()
-        with self._lock:  # its connection ended with it, so the broker has taken these back
-            for record in self._working:
-                record.outcome, record.finished_at = "lost", time.time()
-            self._records.extend(self._working)
-            self._working = []
-        self.unacked = 0
-        killed = self._killed or status < 0  # or by somebody else, from a terminal
+        self.close()
+        # Its connection ended with it, so the broker requeues what it was working on.
+        killed = self._killed or status < 0  # or from a terminal
         self.state = "killed" if killed else "stopped" if status == 0 else "failed"
+        for record in self._working.values():
+            record.outcome, record.finished_at = "lost", time.time()
+            self._emit("settled", record)
+        self._emit("closed" if status == 0 else "failed", detail=self.last_words)
 
-    def _note(self, event: dict[str, Any]) -> None:
-        if event["event"] == "state":
-            self.state, self.unacked = event["state"], event["unacked"]
-        if event["event"] not in ("started", "settled"):
-            return
-        record = TaskRecord(**event["task"])
-        with self._lock:
-            self._working = [r for r in self._working if r.started_at != record.started_at]
-            if event["event"] == "started":
-                self._working.append(record)
-                return
-            self._records.append(record)
-        self.done += record.outcome == "done"
-        self.dead += record.outcome == "dead"
+    def _note(self, line: dict[str, Any]) -> None:
+        kind, record = line["kind"], TaskRecord(**line["record"]) if line["record"] else None
+        self.unacked = line["unacked"]
+        if kind in ("opened", "lost") and self.state != "stopping":
+            self.state = "running" if kind == "opened" else "reconnecting"
+        if record and kind == "started":
+            self._working[record.started_at] = record
+        elif record and kind == "settled":
+            self._working.pop(record.started_at, None)
+        if kind in ("failed", "closed"):  # the end of the process has the last word
+            self.last_words = self.last_words or line["detail"]
+        else:
+            self._emit(kind, record, line["detail"], line["at"])
+
+    def _emit(
+        self,
+        kind: Any,
+        record: TaskRecord | None = None,
+        detail: str = "",
+        at: float | None = None,
+    ) -> None:
+        if record and kind == "settled":
+            self.counts[record.outcome or ""] += 1
+        self._on_event(Event(kind, self, self.queue, record, detail, at or time.time()))
