@@ -116,7 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--events", action="store_true", help="print JSON lines, and stop when stdin is closed"
     )
-    work.epilog = "Stops with status 0 on Ctrl-C, SIGTERM and SIGHUP; 1 if it fails or cannot print."
+    work.epilog = (
+        "Stops with status 0 on Ctrl-C, SIGTERM and SIGHUP; 1 if it fails or cannot print."
+    )
     send = _add(commands, "send", "send one task, and show what each step costs", run_send)
     send.add_argument("data", help='what the report is about, such as "Audit Report"')
     sync = _add(commands, "sync", "do the work in the client: no queue, no broker", run_sync)
@@ -245,7 +247,9 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
-        raise MqlabError("There is no command to run.", fix=command_line("broker run -- COMMAND ..."))
+        raise MqlabError(
+            "There is no command to run.", fix=command_line("broker run -- COMMAND ...")
+        )
     found = broker.start(with_parent=True)
     try:
         return subprocess.run(command, check=False).returncode

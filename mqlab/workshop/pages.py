@@ -30,7 +30,8 @@ class Page:
     def __str__(self) -> str:
         line = f"{self.path.name:<32} {self.state:<10}"
         if self.newer:
-            line += f"   the project has a newer version: {command(f'pages renew {self.path.stem}')}"
+            renewal = command(f"pages renew {self.path.stem}")
+            line += f"   the project has a newer version: {renewal}"
         return line.rstrip()
 
 
