@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mqlab.arguments import check_queue
 from mqlab.commands import command as command_line
 from mqlab.errors import MqlabError
 from mqlab.task import QUEUE
@@ -373,11 +374,6 @@ def _seconds(text: str) -> float:
 
 def _queue(text: str) -> str:
     try:
-        size = len(f"{text}.dead".encode())
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid UTF-8") from None
-    if not text or size > 255 or text.startswith("amq."):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a queue's name: 1 to 250 bytes, not beginning with amq."
-        )
-    return text
+        return check_queue(text, suffix=".dead")
+    except MqlabError as error:
+        raise argparse.ArgumentTypeError(f"{error.what} {error.why}") from error

@@ -7,7 +7,7 @@ import os
 import queue as queues
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 
@@ -66,14 +66,16 @@ def escaped() -> Iterator[None]:
 class Output:
     """Prints lines from a thread of its own, so that a full pipe delays nothing but its lines.
 
-    ``error`` is set when nothing more can be written: the pipe is closed, or the disk is full.
+    If nothing more can be written, because the pipe is closed or the disk is full, ``error`` is
+    set and ``on_error`` called.
     """
 
     LINES_KEPT = 1_000
     """Lines that may wait for the reader. Further ones are dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_error: Callable[[], object]) -> None:
         self.error: OSError | None = None
+        self._on_error = on_error
         self._lines: queues.Queue[str | None] = queues.Queue(self.LINES_KEPT)
         self._thread = threading.Thread(target=self._write, name="mqlab output", daemon=True)
         if sys.stdout:  # None if the process was started without it
@@ -101,4 +103,5 @@ class Output:
                     rest = rest[os.write(self._descriptor, rest) :]
             except OSError as error:
                 self.error = error
+                self._on_error()
                 return

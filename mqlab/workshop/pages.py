@@ -1,7 +1,7 @@
-"""The learner's own copies of the pages: ``notebooks/`` stays as published, ``my-pages/`` is theirs.
+"""The learner's copies of the pages: ``notebooks/`` stays as published, ``my-pages/`` is theirs.
 
 A copy has no outputs, is made once and never overwritten, and git ignores it. Its metadata records
-which text it was made from, so that an edited copy and a newer original can be told apart.
+which text it was made from: that tells an edited copy from one whose original is newer.
 """
 
 from __future__ import annotations

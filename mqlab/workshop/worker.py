@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import queue as queues
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from mqlab.consumer import BackgroundConsumer
 from mqlab.errors import MqlabError
+from mqlab.events import Event, subscribe
 from mqlab.settings import Settings
 from mqlab.task import Task
 from mqlab.walkthrough import perform_heavy_task
 from mqlab.workshop.output import Output
 
+GREETING = " [*] Background Worker is waiting for heavy tasks. To exit press CTRL+C"
 DATA_SHOWN = 1_000
 """Characters of a task's data that are printed."""
 
@@ -28,10 +29,11 @@ def run_worker(
     Raises what ``BackgroundConsumer.start`` raises, ConsumerError if the consumer fails, and
     MqlabError, after the same kind of stop, if stdout cannot be written.
     """
-    output, started = Output(), threading.Event()
+    wake: queues.SimpleQueue[None] = queues.SimpleQueue()
+    output = Output(on_error=lambda: wake.put(None))
+    stopping = False
 
     def handle(task: Task) -> str:
-        started.wait()  # or the first task's lines may come before the greeting
         short, data = task.task_id[:8], str(task.data)
         data = data[:DATA_SHOWN] + "…" * (len(data) > DATA_SHOWN)
         output.print(
@@ -47,28 +49,41 @@ def run_worker(
     consumer = BackgroundConsumer(
         handle, queue=queue, settings=settings, workers=workers, name="worker"
     )
-    signals: queues.SimpleQueue[int] = queues.SimpleQueue()
-    stopping = False
 
-    def note(number: int, _frame: object) -> None:
-        signals.put(number)
+    def on_event(event: Event) -> None:
+        if event.source is not consumer:
+            return
+        if event.kind == "opened":
+            again = consumer.status().reconnected
+            output.print(" [*] The worker is connected again." if again else GREETING)
+        elif event.kind == "lost":
+            output.print(f" [*] The worker is reconnecting. {event.detail}".rstrip())
+        elif event.kind == "settled" and event.record.outcome == "dead":
+            output.print(f" [!] A message went to {consumer.dead_queue}: {event.record.error}")
+        elif event.kind in ("failed", "closed"):
+            wake.put(None)
+
+    def on_signal(number: int, _frame: object) -> None:
+        wake.put(None)
         if stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
 
+    unsubscribe = subscribe(on_event)
     try:
-        with _handled_by(note):
+        with _handled_by(on_signal):
             consumer.start()
-            output.print(" [*] Background Worker is waiting for heavy tasks. To exit press CTRL+C")
-            started.set()
-            dead = _print_until_stopped(consumer, output, signals)
+            _wait_for(wake)
+            output.print(
+                " [*] Stopping. A running task has 10 s to finish; Ctrl-C again stops at once."
+            )
             try:
                 stopping = True
                 report = consumer.stop(timeout_s=10.0)
             except KeyboardInterrupt:
                 report = consumer.stop(timeout_s=0.0)
-        _print_dead(consumer, output, dead)
         output.print(f" [*] {report}")
     finally:
+        unsubscribe()
         output.close()
     if output.error:
         why = str(output.error.strerror)
@@ -76,33 +91,10 @@ def run_worker(
     return 0
 
 
-def _print_until_stopped(
-    consumer: BackgroundConsumer, output: Output, signals: queues.SimpleQueue[int]
-) -> int:
-    """Print what the consumer reports until it is to stop; return how many dead were printed."""
-    state, dead = "running", 0
-    while state != "failed" and not output.error:
+def _wait_for(wake: queues.SimpleQueue[None]) -> None:
+    while True:  # in steps: on Windows a signal does not end a wait
         with suppress(queues.Empty):
-            signals.get(timeout=0.1)
-            output.print(
-                " [*] Stopping. A running task has 10 s to finish; Ctrl-C again stops at once."
-            )
-            return dead
-        dead = _print_dead(consumer, output, dead)
-        if consumer.status().state != state:
-            state = consumer.status().state
-            output.print(f" [*] The consumer is {state}.")
-    return dead
-
-
-def _print_dead(consumer: BackgroundConsumer, output: Output, printed: int) -> int:
-    """Print the reasons of the dead messages after the first ``printed``; return their number."""
-    dead = consumer.status().dead
-    if dead > printed:
-        reasons = [record.error for record in consumer.records if record.outcome == "dead"]
-        for reason in reasons[printed - dead :]:
-            output.print(f" [!] A message went to {consumer.dead_queue}: {reason}")
-    return dead
+            return wake.get(timeout=0.5)
 
 
 @contextmanager
