@@ -73,7 +73,7 @@ def run_lab(*, browser: bool = True) -> int:
     found: broker.Broker | None = None
     try:
         for page in make_copies(root):
-            if page.newer or page.state == "unreadable":
+            if page.is_due:
                 _say(f"{COPIES}/{page}")
         _say("Starting the broker and JupyterLab (about 10 s) ...")
         server = start_jupyter(root)  # it takes seconds, while the broker starts

@@ -28,11 +28,22 @@ class Page:
     newer: bool = False
 
     def __str__(self) -> str:
-        line = f"{self.path.name:<32} {self.state:<10}"
-        if self.newer:
-            renewal = command(f"pages renew {self.path.stem}")
-            line += f"   the project has a newer version: {renewal}"
-        return line.rstrip()
+        line = f"{self.path.name:<32} {self.describe()}"
+        return f"{line}; renew it: {self.renewal}" if self.is_due else line
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is a reason to renew it."""
+        return self.newer or self.state == "unreadable"
+
+    @property
+    def renewal(self) -> str:
+        """The command that replaces it."""
+        return command(f"pages renew {self.path.stem}")
+
+    def describe(self) -> str:
+        """Its state in words."""
+        return f"{self.state}, and the project's page is newer" if self.newer else self.state
 
 
 def find_root() -> Path:
@@ -51,7 +62,19 @@ def make_copies(root: Path) -> list[Page]:
 
     Raises MqlabError if a page cannot be read or a copy cannot be written.
     """
-    return [_copy(original, root / COPIES) for original in _originals(root)]
+    for original in _originals(root):
+        if not (copy := root / COPIES / original.name).exists():
+            _write_copy(_read_original(original), copy)
+    return compare_copies(root)
+
+
+def compare_copies(root: Path) -> list[Page]:
+    """Return the copies that are there, each compared with the project's page.
+
+    Raises MqlabError if a page cannot be read.
+    """
+    pairs = [(path, root / COPIES / path.name) for path in _originals(root)]
+    return [_compare(original, copy) for original, copy in pairs if copy.exists()]
 
 
 def renew(root: Path, name: str) -> tuple[Path, Path]:
@@ -68,38 +91,40 @@ def renew(root: Path, name: str) -> tuple[Path, Path]:
             f"{'No page' if not found else 'More than one page'} has a name like {name!r}.",
             fix="name one of " + ", ".join(path.stem for path in found or originals),
         )
-    copy = _copy(found[0], root / COPIES).path
+    notebook, copy = _read_original(found[0]), root / COPIES / found[0].name
     kept = copy.with_stem(f"{copy.stem}-{datetime.now():%Y-%m-%d-%H%M%S}")
     while kept.exists():
         kept = kept.with_stem(f"{kept.stem}-again")
-    try:
-        copy.rename(kept)
-    except OSError as error:
-        raise _unwritable(copy, error) from error
-    return _copy(found[0], root / COPIES).path, kept
+    if copy.exists():
+        try:
+            copy.rename(kept)
+        except OSError as error:
+            raise _unwritable(copy, error) from error
+    _write_copy(notebook, copy)
+    return copy, kept
 
 
 def _originals(root: Path) -> list[Path]:
     return sorted((root / ORIGINALS).glob("*.ipynb"))
 
 
-def _copy(original: Path, folder: Path) -> Page:
-    """Copy one page, unless it has a copy, and compare the two."""
+def _read_original(path: Path) -> dict[str, Any]:
     try:
-        notebook = _read(original)
+        return _read(path)
     except (OSError, ValueError) as error:
-        fix = f"git restore {ORIGINALS}/{original.name}"
-        raise MqlabError(f"{original} cannot be read.", why=str(error), fix=fix) from error
-    published, path = _digest(notebook), folder / original.name
-    if not path.exists():
-        _write_copy(notebook, path)
+        fix = f"git restore {ORIGINALS}/{path.name}"
+        raise MqlabError(f"{path} cannot be read.", why=str(error), fix=fix) from error
+
+
+def _compare(original: Path, path: Path) -> Page:
+    published = _digest(_read_original(original))
     try:
         copy = _read(path)
     except (OSError, ValueError):
         return Page(path, "unreadable")
-    now = _digest(copy)
     made_from = copy["metadata"].get("mqlab", {}).get("page", published)
-    return Page(path, "untouched" if now == made_from else "edited", newer=made_from != published)
+    is_untouched = _digest(copy) == made_from
+    return Page(path, "untouched" if is_untouched else "edited", newer=made_from != published)
 
 
 def _write_copy(notebook: dict[str, Any], path: Path) -> None:
