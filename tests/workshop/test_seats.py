@@ -124,7 +124,7 @@ def test_one_attendee_cannot_take_the_broker_from_the_others(
     monkeypatch.setattr(room, "LIMITS", {"max-connections": 3, "max-queues": 2})
     first, second = make(broker_settings, name, 2, tmp_path / "slips")
     with raw_channel(first) as channel, raw_channel(first), raw_channel(first):
-        with pytest.raises(ConnectError, match="takes no more connections") as refused:
+        with pytest.raises(ConnectError, match="accepts no more connections") as refused:
             handshake(first)
         assert not isinstance(refused.value, AccessRefused), "one day there is room again"
         handshake(second)
