@@ -3,22 +3,23 @@
 # It keeps to what make 3.81 understands, which macOS has.
 PYTHON = python3
 RUN = .venv/bin/python
+MQLAB = .venv/bin/mqlab
 
 .PHONY: lab test proof demo check notebooks bench lock clean
 
 lab: .venv/.ready
-	$(RUN) -m mqlab lab $(LAB_ARGS)
+	$(MQLAB) lab $(LAB_ARGS)
 
-# Two files at a time, each with brokers of its own. On the one broker of AMQP_URL one at a time:
-# the tests look whether anything is left there.
+# Two files at a time, each with brokers of its own. With AMQP_URL there is only one broker, and
+# tests that check that nothing is left on it must not overlap.
 test: .venv/.ready-dev
 	$(RUN) -m pytest -n $(if $(AMQP_URL),0,2) --dist loadfile $(TEST_ARGS)
 
 proof: .venv/.ready-dev
-	$(RUN) -m mqlab broker run -- $(RUN) -m tests.exercise_table
+	$(MQLAB) broker run -- $(RUN) -m tests.exercise_table
 
 demo: .venv/.ready
-	$(RUN) -m mqlab demo
+	$(MQLAB) demo
 
 check: .venv/.ready-dev
 	.venv/bin/ruff format --check .
@@ -27,7 +28,7 @@ check: .venv/.ready-dev
 	.venv/bin/lint-imports
 
 notebooks: .venv/.ready-dev
-	$(RUN) -m mqlab broker run -- .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
+	$(MQLAB) broker run -- .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --KernelManager.transport_encryption=auto notebooks/*.ipynb
 	.venv/bin/jupyter nbconvert --coalesce-streams --ClearMetadataPreprocessor.enabled=True \
@@ -45,29 +46,37 @@ clean:
 	rm -rf .venv benchmarks/.venv .lab build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamps are written last: what was interrupted is begun again, from an empty environment.
+# The stamps are written last: after an interruption all is done again, in an empty environment.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mqlab needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv --clear .venv
-	@$(RUN) -m pip install -q uv || echo "uv cannot be had here: pip does it, more slowly."
+	@echo "1/4  Creating a virtual environment in .venv (about 5 s)"
+	@$(PYTHON) -m venv --clear .venv
+	@echo "2/4  Installing uv, which makes step 3 faster (about 5 s)"
+	@$(RUN) -m pip install -q uv || echo "     uv is not available here; pip is slower."
+	@echo "3/4  Installing JupyterLab and the other packages: 100 MB (20 s to 2 minutes)"
 	$(call install,-r requirements.lock)
+	@echo "4/4  Installing mqlab from this folder (about 5 s)"
 	$(call install,--no-deps -e .)
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready requirements-dev.lock
 	@rm -f .venv/.ready
+	@echo "     Installing what the tests need (about 20 s)"
 	$(call install,-r requirements-dev.lock)
 	@touch .venv/.ready $@
 
-# The peers live in an environment of their own.
+# The libraries that it compares with have an environment of their own.
 benchmarks/.venv/.ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv --clear benchmarks/.venv
 	benchmarks/.venv/bin/python -m pip install -q -r benchmarks/requirements.txt
 	@touch $@
 
-install = @echo "install $(1)"; [ -x .venv/bin/uv ] && \
-  .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode $(1) || $(RUN) -m pip install -q $(1)
+# Every 10 s a line, so that nobody takes a slow machine for a hung one.
+install = @set -- $(RUN) -m pip install -q; [ ! -x .venv/bin/uv ] || \
+  set -- .venv/bin/uv pip install -q --python $(RUN) --compile-bytecode; \
+  (while sleep 10 >/dev/null && kill -0 $$$$; do echo "     still installing ..."; done) 2>/dev/null & \
+  "$$@" $(1); status=$$?; kill $$!; exit $$status
 
 compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-annotate \
   --no-emit-package mqlab --custom-compile-command "make lock" --upgrade $(1) -o $(2)

@@ -1,7 +1,7 @@
-"""Binder and Codespaces: their files are as the services read them, and their commands work here.
+"""Binder and Codespaces: the services can read their files, and the commands in them work.
 
 The commands run in a copy of the checkout with a fresh home. By default they use this environment's
-packages; with MQLAB_FROM_NOTHING=1 they install everything, as the services do (some two minutes).
+packages; with MQLAB_FROM_NOTHING=1 they install everything, as the services do (two minutes).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mqlab.broker.node import Node
 from mqlab.connection import handshake
 from mqlab.errors import ConnectError
 from mqlab.settings import MANAGEMENT_PORT
+from mqlab.workshop.pages import COPIES, ORIGINALS
 from tests.helpers import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ class Elsewhere:
     def __init__(self, folder: Path) -> None:
         self.checkout, self.home = folder / "checkout", folder / "home"
         leave = (".git", ".venv", ".lab", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
+        leave = (*leave, COPIES)
         shutil.copytree(ROOT, self.checkout, ignore=shutil.ignore_patterns(*leave))
         self.home.mkdir()
         port, page = free_port(), free_port()
@@ -122,6 +124,8 @@ def test_binders_build_step_sees_the_broker_start_and_leaves_none(elsewhere: Els
     said = elsewhere.run("./.binder/postBuild")
     assert f"answers at 127.0.0.1:{elsewhere.node.port}" in said
     assert not elsewhere.node.is_running()
+    names = {path.name for path in (elsewhere.checkout / ORIGINALS).glob("*.ipynb")}
+    assert {path.name for path in (elsewhere.checkout / COPIES).iterdir()} == names
 
 
 @pytest.mark.usefixtures("server_script")
@@ -178,17 +182,20 @@ def test_the_devcontainer_says_what_codespaces_reads() -> None:
         assert attributes["onAutoForward"] in {"notify", "silent", "ignore"}
     assert all("." in name for name in read["customizations"]["vscode"]["extensions"])
     [page] = read["customizations"]["codespaces"]["openFiles"]
-    assert (ROOT / page).is_file()
+    folder, _, name = page.partition("/")
+    assert folder == COPIES
+    assert (ROOT / ORIGINALS / name).is_file()
 
 
 @pytest.mark.usefixtures("server_script")
 def test_the_devcontainers_commands_start_a_broker_that_only_the_container_reaches(
     elsewhere: Elsewhere,
 ) -> None:
-    make, _, check = devcontainer()["onCreateCommand"].partition(" && ")
+    make, *steps = devcontainer()["onCreateCommand"].split(" && ")
     elsewhere.run("make", "--dry-run", *make.split()[1:])
-    # What follows is what Binder's build step does: the test of that one runs it.
-    assert check.replace(".venv/bin/", "") in (BINDER / "postBuild").read_text("utf-8")
+    # What follows is Binder's build step, which has a test of its own.
+    built = (BINDER / "postBuild").read_text("utf-8").splitlines()
+    assert [step.replace(".venv/bin/", "") for step in steps] == built[-len(steps) :]
     elsewhere.run("sh", "-c", devcontainer()["postStartCommand"])
     assert answers(elsewhere.node)
     listening = [
@@ -213,7 +220,7 @@ def test_binder_from_nothing(elsewhere: Elsewhere) -> None:
     elsewhere.run("./.binder/postBuild", timeout_s=300, **bare)
     code = "from mqlab import broker; print(broker.__file__, broker.require())"
     said = elsewhere.run("./.binder/start", "python", "-c", code, **bare)
-    assert f"{elsewhere.checkout}/mqlab/broker.py RabbitMQ" in said
+    assert f"{elsewhere.checkout}/mqlab/broker/__init__.py RabbitMQ" in said
     eventually(lambda: not elsewhere.node.is_running(), 30)
 
 

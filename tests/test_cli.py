@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +33,7 @@ def test_every_command_has_a_help_that_says_what_it_does(
         main([*path, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: python -m mqlab {' '.join(path)}".rstrip())
+    assert text.startswith(f"usage: mqlab {' '.join(path)}".rstrip())
     description = text.split("\n\n")[1]
     assert description.endswith("."), "a sentence"
     assert len(description) > 20
@@ -38,7 +41,8 @@ def test_every_command_has_a_help_that_says_what_it_does(
 
 def test_the_frame_and_the_broker_commands_are_there() -> None:
     expected = {("broker", action) for action in ("start", "stop", "status", "logs")}
-    assert expected | {("doctor",)} <= set(commands(build_parser()))
+    expected |= {("doctor",), ("pages",), ("pages", "list"), ("pages", "renew")}
+    assert expected <= set(commands(build_parser()))
 
 
 def test_without_a_command_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +69,7 @@ def test_an_error_is_printed_in_words_with_status_1(
     streams = capsys.readouterr()
     assert streams.out == ""
     assert "  why:  " in streams.err
-    assert "  next: python -m mqlab broker start" in streams.err
+    assert "mqlab broker start" in streams.err
 
 
 def test_a_setting_that_cannot_be_used_is_told_in_words() -> None:
@@ -76,3 +80,72 @@ def test_a_setting_that_cannot_be_used_is_told_in_words() -> None:
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
     assert "AMQP_URL cannot be used" in ran.stderr
+
+
+LONG = "é" * 126  # 252 bytes: with `.dead`, two too many for AMQP
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *[["work", f"--workers={each}"] for each in ("0", "-1", "two", "1.5", "٣", "9" * 5000)],
+        *[["work", f"--duration={each}"] for each in ("-1", "nan", "inf", "1e300", "soon", "")],
+        *[["dead", "list", f"--limit={each}"] for each in ("0", "-3", "all")],
+        *[["broker", "logs", f"--lines={each}"] for each in ("0", "-3", "all")],
+        *[["room", "create", each] for each in ("0", "many")],
+        *[
+            [*command, f"--queue={each}"]
+            for command in (["work"], ["send", "x"], ["dead", "list"], ["dead", "requeue"])
+            for each in ("", "amq.mine", LONG, "\udcff")
+        ],
+    ],
+    ids=lambda line: ascii(" ".join(line))[:40],
+)
+def test_row_64_an_argument_that_cannot_be_used_is_refused_in_words(
+    line: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(line)
+    assert stopped.value.code == 2
+    assert "error: argument" in capsys.readouterr().err
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    options = {"stdout": subprocess.PIPE, "env": {**os.environ, "AMQP_URL": "amqp://h:1"}} | options
+    return subprocess.run(
+        [sys.executable, "-m", "mqlab", *arguments],
+        stderr=subprocess.PIPE, text=True, timeout=30, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_row_66_a_full_disk_is_an_error_in_words_of_every_command(
+    tmp_path: Path, unbuffered: str
+) -> None:
+    (tmp_path / "notebooks").mkdir()
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    for command in (["--help"], ["pages"], ["room", "create", "--help"]):
+        with Path("/dev/full").open("w") as full:
+            ran = run(*command, stdout=full, env=environ, cwd=tmp_path)
+        assert ran.returncode == 1
+        assert ran.stderr == "mqlab: stdout cannot be written: No space left on device\n"
+
+
+def test_row_66_a_closed_pipe_is_an_error_in_words_of_every_command() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = run("--help", stdout=writer)
+    os.close(writer)
+    assert ran.returncode == 1
+    assert ran.stderr == "mqlab: stdout cannot be written: Broken pipe\n"
+
+
+def test_row_66_what_a_terminal_would_obey_is_escaped_by_every_command() -> None:
+    refused = run("work", "--queue", "amq.\x1b[31m\x9b2J")
+    assert refused.returncode == 2
+    assert r"amq.\x1b[31m" in refused.stderr
+    shown = run("pages", "renew", "\x1b]0;title\x07\u202e")
+    assert shown.returncode == 1
+    assert shown.stderr.replace("\n", "").isprintable()
+    ascii_only = run("pages", "renew", "Ü", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert r"No page has a name like '\xdc'" in ascii_only.stderr

@@ -1,8 +1,7 @@
-"""The walk-through in a terminal, in half a minute: ``python -m mqlab demo``.
+"""The walk-through in a terminal, in half a minute: ``mqlab demo``.
 
-The same work is waited for by a synchronous client, and handed over by an asynchronous one; then
-workers do it. All on queues of its own, which are deleted again. Only prints and puts together:
-the measuring is in ``experiment``, ``producer`` and ``consumer``, the drawing in ``plots``.
+A synchronous client waits for the work, an asynchronous one sends it to a queue, and workers do it.
+The demo deletes its queues at the end.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ REPORTS = ("January", "February", "March")
 
 
 def demo(*, png: Path = Path("mqlab-demo.png"), duration_s: float = 5.0) -> None:
-    """Run the walk-through with work of ``duration_s`` seconds, and draw it into ``png``.
+    """Run the walk-through with work of ``duration_s`` seconds, and save a plot of it as ``png``.
 
-    Uses the broker that answers, else starts one and stops it again. Raises what ``broker.start``
+    Uses the broker that is running, or starts one and stops it again. Raises what ``broker.start``
     raises.
     """
     here = broker.start(with_parent=True)
@@ -57,7 +56,7 @@ def demo(*, png: Path = Path("mqlab-demo.png"), duration_s: float = 5.0) -> None
         done = _work(queue, here.settings, duration_s)
         _print_table(sync, alone, kept)
         _draw(png, sync, alone, kept, done)
-        print(f"\nPicture: {png}   ({len(tasks)} tasks sent, {len(done)} done)")
+        print(f"\nPlot: {png}   ({len(tasks)} tasks sent, {len(done)} done)")
     finally:
         _delete(here.settings, queue, f"{queue}.dead", f"{queue}_repeats")
         if here.started:
@@ -82,7 +81,7 @@ def _work(queue: str, settings: Settings, duration_s: float) -> list[TaskRecord]
         work, queue=queue, settings=settings, workers=len(REPORTS), name="demo"
     ) as consumer:
         print("   working ", end="", flush=True)
-        import mqlab.measure.plots  # noqa: F401 - it loads matplotlib, which has time to load now
+        import mqlab.measure.plots  # noqa: F401 - it loads matplotlib while the workers work
 
         while True:
             try:
@@ -93,7 +92,7 @@ def _work(queue: str, settings: Settings, duration_s: float) -> list[TaskRecord]
                     raise
                 print(".", end="", flush=True)
         print()
-    for record in done:  # after the consumer has stopped: the acks are known now
+    for record in done:  # the consumer has stopped, so the acks are known
         print(f"   {record}, {'acked' if record.acked_at else 'not acked'}")
     return done
 
@@ -122,7 +121,7 @@ def _draw(
     kept: Sequence[SendRecord],
     done: Sequence[TaskRecord],
 ) -> None:
-    import matplotlib as mpl  # not at the top: it takes longer to import than all the rest
+    import matplotlib as mpl  # not at the top: it takes longer to import than everything else
     from matplotlib.figure import Figure
 
     from mqlab.measure import plots

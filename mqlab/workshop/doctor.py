@@ -1,6 +1,6 @@
-"""What a workshop needs, looked at on this machine: what is fine, what is not, what mends it.
+"""Check this machine for what a workshop needs, and suggest fixes: `mqlab doctor`.
 
-It changes nothing and starts nothing. The instructor runs it on the morning.
+It changes nothing and starts nothing.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from mqlab import broker
 from mqlab.broker import compose, packages
 from mqlab.broker.node import DISK_ALARM_MB, HOME, find_server
 from mqlab.broker.ports import check_free
+from mqlab.commands import command
 from mqlab.errors import ConnectError, MqlabError
 from mqlab.settings import Settings
-from mqlab.workshop import lab
+from mqlab.workshop import pages
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 OLDEST_PYTHON, UNTRIED_PYTHON = (3, 11), (3, 15)
 ENOUGH_MEMORY_MB = 1000.0
-"""Broker, JupyterLab, a page and the dashboard take some 400, six workers 160; then the browser."""
+"""Broker, JupyterLab, a page and the dashboard take about 400, six workers 160, and a browser."""
 INSTALL = f"{sys.executable} -m pip install -r requirements.txt"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: ``ok``, ``warn`` (it works without) or ``fail`` (it is needed)."""
+    """The result of one check: ``ok``, ``warn`` (mqlab works without it) or ``fail``."""
 
     state: str
     subject: str
@@ -48,28 +49,32 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at one thing after the other. Takes some seconds; raises nothing that is mqlab's."""
-    for subject, look in CHECKS.items():
+    """Run the checks one after the other. Takes a few seconds; an MqlabError becomes a finding."""
+    for subject, check in CHECKS.items():
         try:
-            yield from (Finding(state, subject, words, fix) for state, words, fix in look())
+            yield from (Finding(state, subject, words, fix) for state, words, fix in check())
         except MqlabError as error:
             yield Finding(FAIL, subject, f"{error.what} {error.why}".strip(), error.fix)
 
 
-Look = Iterator[tuple[str, str, str]]
+Results = Iterator[tuple[str, str, str]]
 
 
-def _python() -> Look:
+def _python() -> Results:
     version = ".".join(map(str, sys.version_info[:3]))
     if tuple(sys.version_info) < OLDEST_PYTHON:
         yield FAIL, f"{version} is too old", "install Python 3.11 or newer"
     elif tuple(sys.version_info) >= UNTRIED_PYTHON:
-        yield WARN, f"{version} is newer than what mqlab was tried on", "use Python 3.11 to 3.14"
+        yield (
+            WARN,
+            f"{version} is newer than any that mqlab was tested on",
+            "use Python 3.11 to 3.14",
+        )
     else:
         yield OK, f"{version} ({sys.executable})", ""
 
 
-def _packages() -> Look:
+def _packages() -> Results:
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -91,43 +96,43 @@ def _packages() -> Look:
     if wrong:
         yield FAIL, "; ".join(wrong), INSTALL
     else:
-        yield OK, f"{len(names)} packages, as requirements.txt asks", ""
+        yield OK, f"{len(names)} packages, in the versions that requirements.txt allows", ""
 
 
-def _docker() -> Look:
+def _docker() -> Results:
     reason = compose.why_not()
-    yield OK, f"{reason}; a private node can do" if reason else "an engine answers", ""
+    yield OK, f"{reason}; a private node works as well" if reason else "an engine answers", ""
 
 
-def _rabbitmq() -> Look:
-    """Whether there is a way to start one."""
+def _rabbitmq() -> Results:
+    """Whether one can be started."""
     if "AMQP_URL" in os.environ:
-        yield OK, f"the one of AMQP_URL is used: {Settings.from_env()}", ""
+        yield OK, f"uses the one in AMQP_URL: {Settings.from_env()}", ""
     elif not compose.why_not():
-        yield OK, "the one of docker-compose.yml is used", ""
+        yield OK, "starts the one in docker-compose.yml", ""
     elif sys.platform != "win32" and (script := find_server() or packages.find_unpacked()):
-        yield OK, f"a private node of {script}", ""
+        yield OK, f"starts a private node from {script}", ""
     elif sys.platform != "win32" and packages.can_fetch():
-        words = "its packages will be fetched at the first start: 35 MB, once, without root"
-        yield WARN, words, "python -m mqlab broker start   (now, rather than with the whole room)"
+        words = "the first start fetches its packages: 35 MB, once, without root"
+        yield WARN, words, f"{command('broker start')}   (now, before the whole room does it)"
     else:
-        yield FAIL, "no way to start one", "python -m mqlab broker start   (it lists the ways)"
+        yield FAIL, "nothing to start one with", f"{command('broker start')}   (it lists the ways)"
 
 
-def _broker() -> Look:
+def _broker() -> Results:
     settings = Settings.from_env()
     try:
         found = broker.require(settings)
     except ConnectError as error:
         if "AMQP_URL" in os.environ or type(error) is not ConnectError:
             raise
-        yield WARN, f"none answers at {settings.address} yet", "python -m mqlab broker start"
+        yield WARN, f"none answers at {settings.address} yet", command("broker start")
         return
     yield OK, str(found), ""
     if broker.page_answers(settings.management_url):
-        yield OK, f"its management page answers at {settings.management_url}", ""
+        yield OK, f"its management UI answers at {settings.management_url}", ""
     else:
-        words = f"its management page does not answer at {settings.management_url}"
+        words = f"its management UI does not answer at {settings.management_url}"
         fix = "use an image whose name ends in -management, or set MQLAB_MANAGEMENT_URL"
         yield WARN, words, fix
     if found.way != "url" and (where := _reachable_at(settings.port)):
@@ -136,7 +141,7 @@ def _broker() -> Look:
 
 
 def _reachable_at(port: int) -> str:
-    """An address of this machine that others see, with the port open there too, or ""."""
+    """An address that other machines can reach, if the port is open there too, else ""."""
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family == socket.AF_INET and not address.address.startswith("127."):
@@ -147,7 +152,7 @@ def _reachable_at(port: int) -> str:
     return ""
 
 
-def _ports() -> Look:
+def _ports() -> Results:
     if "AMQP_URL" in os.environ:
         yield OK, "not needed: AMQP_URL is set", ""
         return
@@ -158,23 +163,27 @@ def _ports() -> Look:
         check_free(node.port, node.management_port)
         yield OK, f"{node.port} and {node.management_port} are free", ""
     else:
-        yield OK, f"{node.port} is the broker's", ""
+        yield OK, f"the broker has {node.port}", ""
 
 
-def _disk() -> Look:
+def _disk() -> Results:
     folder = broker.default_node().state_dir
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e6
     if free < DISK_ALARM_MB:
-        yield FAIL, f"{free:.0f} MB free at {folder}: RabbitMQ would take no message", "make room"
+        yield (
+            FAIL,
+            f"{free:.0f} MB free at {folder}: RabbitMQ would block publishers",
+            "free some space",
+        )
     elif free < 1000:
-        yield WARN, f"{free:.0f} MB free at {folder}", "make room"
+        yield WARN, f"{free:.0f} MB free at {folder}", "free some space"
     else:
         yield OK, f"{free / 1000:.0f} GB free at {folder}", ""
 
 
-def _memory() -> Look:
+def _memory() -> Results:
     free = psutil.virtual_memory().available / 1e6
     if free < ENOUGH_MEMORY_MB:
         yield WARN, f"{free:.0f} MB are free: this may become slow", "close other programs"
@@ -182,10 +191,12 @@ def _memory() -> Look:
         yield OK, f"{free / 1000:.1f} GB free", ""
 
 
-def _folder() -> Look:
-    """Whether JupyterLab can save in the project's folder: a copy unpacked by root, a USB stick."""
-    root = lab.find_root()
-    for folder in (root, root / "notebooks"):
+def _folder() -> Results:
+    """Whether JupyterLab can save there: not if root unpacked it, or on a locked USB stick."""
+    root = pages.find_root()
+    for folder in (root, root / pages.COPIES):
+        if not folder.exists() and folder != root:
+            continue  # the first `mqlab lab` makes it
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -196,7 +207,30 @@ def _folder() -> Look:
     yield OK, f"{root} can be written", ""
 
 
-def _jupyter() -> Look:
+def _pages() -> Results:
+    root = pages.find_root()
+    copies = pages.compare_copies(root)
+    if not copies:
+        yield OK, f"`mqlab lab` will copy them to {pages.COPIES}", ""
+    for page in copies:
+        if page.is_due:
+            yield WARN, f"{page.path.name}: {page.describe()}", page.renewal
+    if copies:
+        yield OK, f"your {len(copies)} copies are in {root / pages.COPIES}", ""
+
+
+def _command() -> Results:
+    """Whether the commands that pages and errors show can be typed."""
+    words = command("").strip()
+    if " -m " in words:
+        yield WARN, "mqlab is not installed as a command", INSTALL
+    elif words == "mqlab":
+        yield OK, "mqlab", ""
+    else:
+        yield OK, f"{words} here; mqlab in a terminal of JupyterLab", ""
+
+
+def _jupyter() -> Results:
     try:
         version = importlib.metadata.version("jupyterlab")
         from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
@@ -209,23 +243,22 @@ def _jupyter() -> Look:
         yield FAIL, f"JupyterLab {version} has no Python kernel", INSTALL
         return
     if Path(program).is_absolute() and Path(program).parent != Path(sys.executable).parent:
-        words = f"its kernel runs {program}, another Python than this one"
+        words = f"its kernel runs another Python, {program}"
         yield WARN, words, f"{sys.executable} -m ipykernel install --sys-prefix"
     else:
         yield OK, f"JupyterLab {version}", ""
 
 
-def _browser() -> Look:
+def _browser() -> Results:
     try:
         name = getattr(webbrowser.get(), "name", "the system's")
     except webbrowser.Error:
-        words = "none was found that JupyterLab could open"
-        yield WARN, words, "open the address that `python -m mqlab lab` prints by hand"
+        yield WARN, "none was found", "open the address that `mqlab lab` prints yourself"
     else:
         yield OK, str(name), ""
 
 
-CHECKS: dict[str, Callable[[], Look]] = {
+CHECKS: dict[str, Callable[[], Results]] = {
     "Python": _python,
     "packages": _packages,
     "Docker": _docker,
@@ -235,6 +268,8 @@ CHECKS: dict[str, Callable[[], Look]] = {
     "disk": _disk,
     "memory": _memory,
     "folder": _folder,
+    "pages": _pages,
+    "command": _command,
     "Jupyter": _jupyter,
     "browser": _browser,
 }

@@ -1,8 +1,7 @@
-"""A broker that a room shares: a virtual host, a user and a slip of paper for each attendee.
+"""Seats on a shared broker: a virtual host, a user and a slip of paper for each attendee.
 
-It asks the management API of the broker in ``AMQP_URL``, as an administrator. What it makes carries
-its mark, and it changes or deletes nothing that does not. Where that broker listens, and who can
-reach it, is left to whoever runs it.
+They are created by the management API of the broker in ``AMQP_URL``, by an administrator. Whatever
+is created here carries a mark, and nothing without the mark is changed or deleted.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mqlab.broker import management
+from mqlab.commands import command
 from mqlab.connection import handshake
 from mqlab.errors import AccessRefused, ConnectError, MqlabError, SettingsError
 from mqlab.settings import Settings
@@ -26,20 +26,20 @@ from mqlab.settings import Settings
 Say = Callable[[str], object]
 
 MARK = "mqlab-room"
-"""A tag of all that is made here: RabbitMQ keeps a tag that it does not know."""
+"""A tag on everything created here. RabbitMQ keeps tags that it does not know."""
 TAGS = f"management,{MARK}"
-"""``management``: may log in to the page, see this one virtual host, close its own connections."""
+"""``management``: may use the management UI, for this virtual host and its own connections."""
 LIMITS = {"max-connections": 100, "max-queues": 100}
-"""Of each virtual host: one attendee's endless loop must not take the broker from the others."""
+"""For each virtual host: one attendee's endless loop must not block the others."""
 LARGEST = 99
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
-"""Of passwords. They are typed from paper: no l, 1, i, o, 0."""
-FIRST_LINE = "Logins of `python -m mqlab room create`. Cut between the lines; one slip each."
+"""Password alphabet without l, 1, i, o, 0: attendees copy it from paper."""
+FIRST_LINE = "Logins created by `mqlab room create`. Cut between the lines; one slip each."
 
 
 @dataclass(frozen=True)
 class Seat:
-    """What there is in the virtual host of one attendee."""
+    """What one attendee's virtual host has."""
 
     name: str
     connections: int
@@ -61,13 +61,13 @@ def create(
     settings: Settings | None = None,
     say: Say = print,
 ) -> Path:
-    """Make ``seats`` virtual hosts and users, ``room-01`` and so on; return the file of slips.
+    """Create ``seats`` virtual hosts and users, ``room-01`` and so on; return the file of slips.
 
-    Who has a slip in ``file`` keeps that login, and others are added: run it again after an
-    interruption, or for more seats. ``new_passwords`` makes every login and the file anew. ``host``
-    is what the attendees call the broker's machine, if not what ``AMQP_URL`` says. ``say`` gets no
-    password. Raises AccessRefused if the login is no administrator's, SettingsError if an argument
-    or the file cannot be used, ConnectError if nobody answers there or at ``host``.
+    Logins with a slip in ``file`` are kept and others added: run it again after an interruption,
+    or for more seats. ``new_passwords`` replaces every login and the file. ``host`` is the broker's
+    address as attendees reach it, if it differs from ``AMQP_URL``. No password is passed to
+    ``say``. Raises AccessRefused if the user is not an administrator, SettingsError if an argument
+    or the file cannot be used, ConnectError if no broker answers there or at ``host``.
     """
     settings = settings or Settings.from_env()
     file = file or default_file(name)
@@ -79,8 +79,8 @@ def create(
     ours, others = broker.seats(name)
     if taken := sorted(names & others):
         raise SettingsError(
-            f"{taken[0]} is on this broker already, and this command did not make it.",
-            fix="take another name for the room: room create --name workshop",
+            f"{taken[0]} is on this broker already, and this command did not create it.",
+            fix=f"choose another name: {command('room create --name workshop')} ...",
         )
     slips = _read(file)
     if new_passwords:
@@ -94,7 +94,7 @@ def create(
     if not new_passwords and (lost := sorted((names & ours) - slips.keys())):
         raise SettingsError(
             f"{lost[0]} has a login already, and {file} has no slip for it.",
-            why="the broker does not give passwords back",
+            why="the broker never reveals passwords",
             fix="name the right file with --file, or replace all logins with --new-passwords",
         )
     for each in names - slips.keys():
@@ -104,14 +104,14 @@ def create(
         broker.make(slips[each])
     first, last = min(slips), max(slips)
     say(f"{len(slips)} logins, {first} to {last}, {len(slips.keys() - ours)} of them new.")
-    say(f"Their slips, with the passwords, are in {file}: for you alone.")
+    say(f"Their slips, with the passwords, are in {file}, which only you can read.")
     _check_reachable(slips[first])
-    say(f"{first} was let in at {shown.address}. Next: hand out one slip to each attendee.")
+    say(f"{first} can log in at {shown.address}. Next: hand out one slip to each attendee.")
     return file
 
 
 def look(name: str = "room", *, settings: Settings | None = None) -> list[Seat]:
-    """What there is in each seat of the room; the broker's counts are up to 5 s old.
+    """Return what each seat of the room uses; the broker's counts are up to 5 s old.
 
     Raises as ``create`` does.
     """
@@ -126,13 +126,13 @@ def look(name: str = "room", *, settings: Settings | None = None) -> list[Seat]:
 
 
 def remove(name: str = "room", *, settings: Settings | None = None, say: Say = print) -> None:
-    """Delete the users and virtual hosts that ``create`` made, with all that is in them.
+    """Delete the users and virtual hosts that ``create`` made, with everything in them.
 
     Raises as ``create`` does.
     """
     broker = _Api(settings or Settings.from_env())
     removed: set[str] = set()
-    for kind in ("users", "vhosts"):  # users first: nobody comes back in
+    for kind in ("users", "vhosts"):  # users first, so that nobody logs in again
         for each in broker.ask(kind):
             if _is_seat(_checked(name), each.get("name", "")) and _is_marked(each):
                 broker.ask(f"{kind}/{each['name']}", "DELETE")
@@ -141,16 +141,16 @@ def remove(name: str = "room", *, settings: Settings | None = None, say: Say = p
         say(f"This broker has no room {name}: nothing to remove.")
         return
     say(f"Removed, each with its virtual host and user: {', '.join(sorted(removed))}.")
-    say("Their slips are of no use now: delete the file.")
+    say("Their slips are void: delete the file.")
 
 
 def default_file(name: str) -> Path:
-    """The file of the slips, in the current folder. Git ignores it."""
+    """The file of slips, in the current folder. Git ignores it."""
     return Path(f"mqlab-{name}.txt")
 
 
 class _Api:
-    """The management API of a broker, asked by its administrator. Raises AccessRefused if not."""
+    """The management API, for an administrator. Raises AccessRefused for anyone else."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -159,26 +159,26 @@ class _Api:
             raise self._refused(f"the tags of {settings.username} are {', '.join(tags) or 'none'}")
 
     def ask(self, path: str, method: str = "GET", body: object = None) -> Any:
-        """Send one request, and give what is answered."""
+        """Send one request and return the response."""
         try:
             return management.ask(self.settings, path, method, body, timeout_s=30)
         except urllib.error.HTTPError as error:
             if error.code == 401:
-                raise self._refused("the management page refused it") from None
+                raise self._refused("the management API refused the login") from None
             raise MqlabError(
                 f"The broker refused {method} {path}.",
                 why=f"HTTP {error.code}: {error.read(300).decode(errors='replace')}",
             ) from error
         except (OSError, ValueError) as error:
             raise ConnectError(
-                f"No management page answers at {self.settings.management_url}.",
+                f"No management API answers at {self.settings.management_url}.",
                 why=str(getattr(error, "reason", error)),
                 fix="start the broker, enable its plugin rabbitmq_management, or set "
                 "MQLAB_MANAGEMENT_URL",
             ) from error
 
     def seats(self, room: str) -> tuple[set[str], set[str]]:
-        """Names of users and virtual hosts that fit the room: made by ``create``, and others."""
+        """Names of users and virtual hosts that fit the room: those of ``create``, and others."""
         ours: set[str] = set()
         others: set[str] = set()
         for each in [*self.ask("users"), *self.ask("vhosts")]:
@@ -187,7 +187,7 @@ class _Api:
         return ours, others
 
     def make(self, seat: Settings) -> None:
-        """Make the virtual host with its limits, the user, and the user's permissions there."""
+        """Create the virtual host with its limits, the user, and the user's permissions there."""
         name = seat.username
         self.ask(f"vhosts/{name}", "PUT", {"description": "by mqlab room", "tags": MARK})
         for limit, value in LIMITS.items():
@@ -198,7 +198,7 @@ class _Api:
 
     def _refused(self, why: str) -> AccessRefused:
         return AccessRefused(
-            f"Only an administrator can make a room, and {self.settings} is none.",
+            f"Only an administrator can create seats, and {self.settings} is not one.",
             why=why,
             fix="export AMQP_URL=amqp://ADMINISTRATOR:PASSWORD@HOST:PORT/%2F",
         )
@@ -208,7 +208,7 @@ def _checked(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,20}", name):
         raise SettingsError(
             f"{name!r} cannot be the name of a room.",
-            fix="use small letters, digits and -, a letter first, at most 21",
+            fix="use a lower-case letter, then up to 20 lower-case letters, digits and hyphens",
         )
     return name
 
@@ -226,7 +226,7 @@ def _new_password() -> str:
 
 
 def _as_seen(settings: Settings, host: str | None) -> Settings:
-    """The broker's two addresses as an attendee writes them."""
+    """The broker's two addresses as attendees reach them."""
     if host is None:
         if settings.host in ("127.0.0.1", "localhost", "::1"):
             raise SettingsError(
@@ -246,9 +246,9 @@ def _check_reachable(seat: Settings) -> None:
         handshake(seat)
     except ConnectError as error:
         raise ConnectError(
-            f"The logins are made, and {seat.username} cannot come in at {seat.address}.",
+            f"The logins exist, but {seat.username} cannot connect to {seat.address}.",
             why=error.why or error.what,
-            fix="have the broker listen there (docs/instructor-guide.md), and run this again",
+            fix="make the broker listen there (docs/instructor-guide.md), and run this again",
         ) from error
 
 
@@ -261,18 +261,18 @@ Before you start mqlab, in the same terminal (Linux, macOS):
 Windows, in PowerShell:
     $env:AMQP_URL = "{seat.url}"
     $env:MQLAB_MANAGEMENT_URL = "{seat.management_url}"
-Management page: {seat.management_url}  user {seat.username}  password {seat.password}
+Management UI: {seat.management_url}  user {seat.username}  password {seat.password}
 """
 
 
 def _read(file: Path) -> dict[str, Settings]:
-    """The logins in a file of slips, by user; none if there is no file yet."""
+    """Read the logins in a file of slips, by user; none if there is no file."""
     if not file.exists():
         return {}
     text = file.read_text("utf-8")
     if not text.startswith(FIRST_LINE):
         raise SettingsError(
-            f"{file} is there, and is no file of slips: it is left alone.",
+            f"{file} exists and is not a file of slips, so it is left alone.",
             fix="name another with --file",
         )
     found = re.findall(r"export AMQP_URL=(\S+)\n\s+export MQLAB_MANAGEMENT_URL=(\S+)", text)

@@ -43,11 +43,11 @@ def test_it_looks_at_each_thing_and_the_status_is_0_when_what_is_needed_is_here(
     subjects = list(dict.fromkeys(subject for _, subject in rows))
     assert subjects == [
         "Python", "packages", "Docker", "RabbitMQ", "broker", "ports", "disk", "memory", "folder",
-        "Jupyter", "browser",
+        "pages", "command", "Jupyter", "browser",
     ]  # fmt: skip
     assert {state for state, _ in rows} <= {"ok", "warn"}
     assert ["warn", "broker"] in rows
-    assert "python -m mqlab broker start" in ran.stdout
+    assert "mqlab broker start" in ran.stdout
 
 
 def test_a_broker_that_answers_is_fine(
@@ -58,7 +58,7 @@ def test_a_broker_that_answers_is_fine(
     findings = [finding for finding in doctor.examine() if finding.subject == "broker"]
     assert [finding.state for finding in findings] == ["ok", "ok"]
     assert "answers at" in findings[0].words
-    assert "management page answers" in findings[1].words
+    assert "management UI answers" in findings[1].words
 
 
 def test_a_wrong_password_fails_and_is_not_shown(
@@ -69,7 +69,7 @@ def test_a_wrong_password_fails_and_is_not_shown(
     output = capsys.readouterr().out
     assert "fail  broker" in output
     assert "refused the login" in output
-    assert "Needed, and not fine: broker." in output
+    assert "Fix these first: broker." in output
     assert "s3cret" not in output
 
 
@@ -119,7 +119,7 @@ def test_a_folder_that_jupyterlab_could_not_save_in_fails(
     (tmp_path / "notebooks").mkdir()
     assert find("folder").words == f"{tmp_path} can be written"
     # The test may be run by root, who may write in any folder that is there.
-    monkeypatch.setattr(doctor.lab, "find_root", lambda: tmp_path / "gone")
+    monkeypatch.setattr(doctor.pages, "find_root", lambda: tmp_path / "gone")
     found = find("folder")
     assert found.state == "fail"
     assert "cannot be written" in found.words

@@ -124,7 +124,7 @@ def test_one_attendee_cannot_take_the_broker_from_the_others(
     monkeypatch.setattr(room, "LIMITS", {"max-connections": 3, "max-queues": 2})
     first, second = make(broker_settings, name, 2, tmp_path / "slips")
     with raw_channel(first) as channel, raw_channel(first), raw_channel(first):
-        with pytest.raises(ConnectError, match="takes no more connections") as refused:
+        with pytest.raises(ConnectError, match="accepts no more connections") as refused:
             handshake(first)
         assert not isinstance(refused.value, AccessRefused), "one day there is room again"
         handshake(second)
@@ -274,7 +274,7 @@ def test_it_takes_an_administrator_and_says_so(
         for words in (["create", "1", "--host", "127.0.0.1"], ["list"], ["remove"]):
             assert main(["room", *words, "--name", name]) == 1
             said = capsys.readouterr().err
-            assert "Only an administrator can make a room" in said
+            assert "Only an administrator can create seats" in said
             assert login.password not in said
     handshake(seat)
 
@@ -286,12 +286,12 @@ def test_an_address_that_no_attendee_could_use_is_refused_in_words(
     with pytest.raises(SettingsError, match="the attendee's own machine"):
         room.create(1, name=name, file=file, settings=broker_settings)
     nobody = replace(broker_settings, management_url=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ConnectError, match="No management page answers"):
+    with pytest.raises(ConnectError, match="No management API answers"):
         make(nobody, name, 1, file)
     assert not file.exists()
     # The page is where it should be, and AMQP does not answer at the address on the slips.
     moved = replace(broker_settings, port=free_port())
-    with pytest.raises(ConnectError, match=f"{name}-01 cannot come in at"):
+    with pytest.raises(ConnectError, match=f"{name}-01 cannot connect to"):
         make(moved, name, 1, file)
 
 

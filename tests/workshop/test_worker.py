@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqlab import Producer
 from mqlab.settings import Settings
-from tests.helpers import consumers, raw_channel, take_all
+from tests.helpers import consumers, depth, eventually, raw_channel, take_all
 
 
 def mqlab(*arguments: str) -> list[str]:
@@ -137,7 +140,7 @@ def test_work_without_a_broker_says_what_to_do() -> None:
     failed = run(Settings(port=1), "work")
     assert failed.returncode == 1
     assert failed.stdout == ""
-    assert "python -m mqlab broker start" in failed.stderr
+    assert "mqlab broker start" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -153,3 +156,170 @@ def test_sync_needs_no_broker_and_waits() -> None:
     waited = run(Settings(port=1), "sync", "Sales Report")
     assert waited.returncode == 0, waited.stderr
     assert re.search(r"Total time waited: 5\.\d\d seconds", waited.stdout)
+
+
+@pytest.fixture
+def start(broker_settings: Settings, queue: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts `work`, with tasks of no length, and whatever Popen is to be told."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_worker(*, duration_s: float = 0, **options: Any) -> subprocess.Popen[str]:
+        environ = {**os.environ, "AMQP_URL": broker_settings.url} | options.pop("env", {})
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        arguments = ("work", "--queue", queue, "--duration", str(duration_s))
+        started.append(subprocess.Popen(mqlab(*arguments), env=environ, **options))
+        return started[-1]
+
+    yield start_worker
+    for each in started:
+        each.kill()
+        each.communicate(timeout=10)
+
+
+def send(settings: Settings, queue: str, *data: str) -> None:
+    with Producer(queue, settings=settings) as producer:
+        for each in data:
+            producer.send(each)
+
+
+def waits_in_pipe(process: subprocess.Popen[str]) -> int:
+    """How many bytes are in the pipe that the process writes to."""
+    assert process.stdout is not None
+    found = fcntl.ioctl(process.stdout, termios.FIONREAD, b"\0" * 4)
+    return int.from_bytes(found, sys.byteorder)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_row_66_a_signal_ends_the_worker_with_status_0_and_its_task_done(
+    start: Callable[..., subprocess.Popen[str]],
+    broker_settings: Settings,
+    queue: str,
+    ending: signal.Signals,
+) -> None:
+    process = start(duration_s=2)
+    assert process.stdout is not None
+    assert "waiting for heavy tasks" in process.stdout.readline()
+    send(broker_settings, queue, "Audit Report")
+    assert "Received task" in process.stdout.readline()
+    process.send_signal(ending)
+    said, complaints = process.communicate(timeout=20)
+    assert (process.returncode, complaints) == (0, "")
+    assert "Stopped. 1 task done." in said
+    assert consumers(broker_settings, queue) == 0
+    assert depth(broker_settings, queue) == 0
+
+
+def test_row_66_only_a_second_ctrl_c_returns_the_running_task_at_once(
+    start: Callable[..., subprocess.Popen[str]], broker_settings: Settings, queue: str
+) -> None:
+    process = start(duration_s=60)
+    assert process.stdout is not None
+    assert "waiting for heavy tasks" in process.stdout.readline()
+    send(broker_settings, queue, "Audit Report")
+    assert "Received task" in process.stdout.readline()
+    for number in (signal.SIGHUP, signal.SIGTERM):  # a closed terminal and its shell send several
+        process.send_signal(number)
+    while "Stopping" not in process.stdout.readline():
+        pass
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=5)
+    assert process.returncode == 0
+    assert depth(broker_settings, queue) == 1
+
+
+def test_row_66_a_signal_that_is_ignored_here_stays_ignored(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    # what nohup does
+    process = start(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert process.stdout is not None
+    assert "waiting for heavy tasks" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_row_66_a_full_pipe_keeps_the_worker_neither_from_its_work_nor_from_its_end(
+    start: Callable[..., subprocess.Popen[str]],
+    broker_settings: Settings,
+    queue: str,
+    ending: signal.Signals,
+) -> None:
+    process = start()
+    assert process.stdout is not None
+    size = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    send(broker_settings, queue, *["x" * 500] * 40)
+    # Less than a line is free, and all tasks were acknowledged all the same.
+    eventually(lambda: waits_in_pipe(process) > size - 2200)
+    process.send_signal(ending)
+    assert process.wait(timeout=20) == 0
+    assert consumers(broker_settings, queue) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+def test_row_66_a_closed_pipe_stops_the_worker_with_status_1(
+    start: Callable[..., subprocess.Popen[str]], broker_settings: Settings, queue: str
+) -> None:
+    process = start()
+    assert process.stdout is not None
+    assert "waiting for heavy tasks" in process.stdout.readline()
+    process.stdout.close()  # as by `work | head -1`
+    send(broker_settings, queue, "Audit Report")
+    assert process.wait(timeout=20) == 1
+    assert process.stderr is not None
+    complaints = process.stderr.read()
+    assert "cannot print" in complaints
+    assert "Broken pipe" in complaints
+    assert "Traceback" not in complaints
+    assert consumers(broker_settings, queue) == 0
+    assert depth(broker_settings, queue) == 0
+
+
+def test_row_66_a_full_disk_stops_the_worker_with_status_1(
+    start: Callable[..., subprocess.Popen[str]], broker_settings: Settings, queue: str
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start(stdout=full)
+        assert process.wait(timeout=20) == 1
+    assert process.stderr is not None
+    complaints = process.stderr.read()
+    assert "No space left on device" in complaints
+    assert "Traceback" not in complaints
+    assert consumers(broker_settings, queue) == 0
+
+
+@pytest.mark.parametrize(
+    "environ", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_row_66_what_an_ascii_terminal_lacks_is_escaped(
+    start: Callable[..., subprocess.Popen[str]],
+    broker_settings: Settings,
+    queue: str,
+    environ: dict[str, str],
+) -> None:
+    process = start(env={"PYTHONCOERCECLOCALE": "0"} | environ)
+    send(broker_settings, queue, "Übersicht 😀")
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(2)]
+    assert "Received task for: \\xdcbersicht \\U0001f600. Starting" in said[1]
+
+
+def test_row_66_no_escape_sequence_and_no_line_of_the_datas_own_reaches_the_terminal(
+    start: Callable[..., subprocess.Popen[str]], broker_settings: Settings, queue: str
+) -> None:
+    process = start()
+    send(broker_settings, queue, "\x1b[31mred\x1b]0;title\x07\r\nforged\x9b2J\u202edetour\x08")
+    with raw_channel(broker_settings) as channel:
+        channel.basic_publish("", queue, b'{"\x1b[31mkey\\u001b[2J": 1}')
+    assert process.stdout is not None
+    said = "".join(process.stdout.readline() for _ in range(7))
+    escaped = r"\x1b[31mred\x1b]0;title\x07\r\nforged\x9b2J\u202edetour\x08"
+    assert f"Received task for: {escaped}. Starting" in said
+    assert "A message went to" in said
+    assert said.replace("\n", "").isprintable()
