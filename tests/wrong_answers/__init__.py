@@ -2,7 +2,7 @@
 
 Each is registered with the headline that is meant for it, and named by its docstring:
 
-    @wrong(ex1, "You open a connection for every task.")
+    @wrong(ex1, "You open a connection for every task.", ask="What does a connection cost?")
     def connects_each_time(connect, queue, tasks):
         '''A new connection for every task'''
 
@@ -27,6 +27,8 @@ class Wrong:
     exercise: Exercise
     headline: str
     answer: Any
+    ask: str
+    """What an instructor may ask whoever gave this answer."""
 
     @property
     def name(self) -> str:
@@ -37,11 +39,11 @@ class Wrong:
 _registered: list[Wrong] = []
 
 
-def wrong(exercise: Exercise, headline: str) -> Callable[[Any], Any]:
+def wrong(exercise: Exercise, headline: str, *, ask: str) -> Callable[[Any], Any]:
     """Register the decorated function as a wrong answer that gets this headline."""
 
     def register(answer: Any) -> Any:
-        _registered.append(Wrong(exercise, headline, answer))
+        _registered.append(Wrong(exercise, headline, answer, ask))
         return answer
 
     return register

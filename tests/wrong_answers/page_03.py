@@ -15,7 +15,11 @@ def named(task_id):
     return pika.BasicProperties(message_id=task_id, delivery_mode=pika.DeliveryMode.Persistent)
 
 
-@wrong(ex1, "You open a connection for every task.")
+@wrong(
+    ex1,
+    "You open a connection for every task.",
+    ask="What did the columns on the page say that a connection costs?",
+)
 def connects_each_time(connect, queue, tasks):
     """A connection for every task"""
     there = []
@@ -29,7 +33,11 @@ def connects_each_time(connect, queue, tasks):
     return there
 
 
-@wrong(ex1, "You open more than one connection.")
+@wrong(
+    ex1,
+    "You open more than one connection.",
+    ask="What do you learn by looking first, and is it still true when you send?",
+)
 def connects_to_look_first(connect, queue, tasks):
     """A second connection, to look whether the queue is there"""
     try:
@@ -45,7 +53,11 @@ def connects_to_look_first(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "You claim tasks although nobody has confirmed them.")
+@wrong(
+    ex1,
+    "You claim tasks although nobody has confirmed them.",
+    ask="How do you know that it arrived?",
+)
 def asks_nobody(connect, queue, tasks):
     """No confirms: basic_publish returned, so the task is there"""
     with connect() as connection:
@@ -55,7 +67,9 @@ def asks_nobody(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "The tasks came back, and you were not listening.")
+@wrong(
+    ex1, "The tasks came back, and you were not listening.", ask="When would you have found out?"
+)
 def mandatory_alone(connect, queue, tasks):
     """Mandatory, and nobody listens for what comes back"""
     with connect() as connection:
@@ -65,7 +79,7 @@ def mandatory_alone(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "Confirmed is not routed.")
+@wrong(ex1, "Confirmed is not routed.", ask="What exactly has the broker confirmed?")
 def confirmed_is_enough(connect, queue, tasks):
     """Confirms without mandatory"""
     there = []
@@ -78,7 +92,11 @@ def confirmed_is_enough(connect, queue, tasks):
     return there
 
 
-@wrong(ex1, "You are told that a task is lost, and claim it all the same.")
+@wrong(
+    ex1,
+    "You are told that a task is lost, and claim it all the same.",
+    ask="What did that exception say?",
+)
 def swallows_the_error(connect, queue, tasks):
     """The error is swallowed, and the task counted"""
     there = []
@@ -92,7 +110,9 @@ def swallows_the_error(connect, queue, tasks):
     return there
 
 
-@wrong(ex1, "The first task that comes back ends your function.")
+@wrong(
+    ex1, "The first task that comes back ends your function.", ask="What about the tasks after it?"
+)
 def does_not_catch(connect, queue, tasks):
     """The error is not caught"""
     with connect() as connection:
@@ -103,7 +123,11 @@ def does_not_catch(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "You try again until a queue takes the task, and there is none.")
+@wrong(
+    ex1,
+    "You try again until a queue takes the task, and there is none.",
+    ask="What would have to change for the next attempt to succeed?",
+)
 def tries_for_ever(connect, queue, tasks):
     """Tried again without end"""
     with connect() as connection:
@@ -119,7 +143,11 @@ def tries_for_ever(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "You made the queue that was missing.")
+@wrong(
+    ex1,
+    "You made the queue that was missing.",
+    ask="If the name is a spelling mistake, who reads your new queue?",
+)
 def declares_the_queue(connect, queue, tasks):
     """The queue is declared before sending, out of habit"""
     with connect() as connection:
@@ -131,7 +159,11 @@ def declares_the_queue(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "Your list is right, but nobody told you so.")
+@wrong(
+    ex1,
+    "Your list is right, but nobody told you so.",
+    ask="How could you know, if the queue had gone in between?",
+)
 def only_looks_first(connect, queue, tasks):
     """Asks whether the queue is there, and then for no confirm"""
     with connect() as connection:
@@ -145,7 +177,11 @@ def only_looks_first(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "Your messages would not survive a restart of the broker.")
+@wrong(
+    ex1,
+    "Your messages would not survive a restart of the broker.",
+    ask="Where does the broker keep it?",
+)
 def transient(connect, queue, tasks):
     """Messages that are not persistent"""
     there = []
@@ -159,7 +195,7 @@ def transient(connect, queue, tasks):
     return there
 
 
-@wrong(ex1, "You send tasks more than once.")
+@wrong(ex1, "You send tasks more than once.", ask="What will the worker do with the second one?")
 def sends_twice(connect, queue, tasks):
     """Everything twice, to be on the safe side"""
     with connect() as connection:
@@ -170,7 +206,11 @@ def sends_twice(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "You do not send all the tasks.")
+@wrong(
+    ex1,
+    "You do not send all the tasks.",
+    ask="In which turn of the loop does your function return?",
+)
 def first_only(connect, queue, tasks):
     """The return is inside the loop"""
     there = []
@@ -184,13 +224,13 @@ def first_only(connect, queue, tasks):
     return there
 
 
-@wrong(ex1, "You return a list, and send nothing.")
+@wrong(ex1, "You return a list, and send nothing.", ask="What would the broker's counter show?")
 def constant(connect, queue, tasks):  # noqa: ARG001
     """The tasks are returned, and nothing is sent"""
     return list(tasks)
 
 
-@wrong(ex1, "Your function does not return a list.")
+@wrong(ex1, "Your function does not return a list.", ask="Which tasks are those?")
 def counts(connect, queue, tasks):
     """A number instead of the list"""
     with connect() as connection:
@@ -201,7 +241,7 @@ def counts(connect, queue, tasks):
     return len(tasks)
 
 
-@wrong(ex1, "What arrives is not what you were given.")
+@wrong(ex1, "What arrives is not what you were given.", ask="How many notes does the worker find?")
 def all_in_one(connect, queue, tasks):
     """All tasks as one message"""
     with connect() as connection:
@@ -211,7 +251,11 @@ def all_in_one(connect, queue, tasks):
     return tasks
 
 
-@wrong(ex1, "Your list leaves out tasks that are in the queue.")
+@wrong(
+    ex1,
+    "Your list leaves out tasks that are in the queue.",
+    ask="Where is the list created, and how often?",
+)
 def claims_the_last(connect, queue, tasks):
     """The list is made anew for each task"""
     with connect() as connection:
@@ -224,7 +268,11 @@ def claims_the_last(connect, queue, tasks):
     return there
 
 
-@wrong(ex2, "You claim tasks although nobody has confirmed them.")
+@wrong(
+    ex2,
+    "You claim tasks although nobody has confirmed them.",
+    ask="How do you know that it arrived?",
+)
 def cut_without_confirms(connect, queue, tasks):
     """No confirms: whatever was handed over counts as sent"""
     sent = []
@@ -237,7 +285,11 @@ def cut_without_confirms(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "You swallow the error and count the task as sent.")
+@wrong(
+    ex2,
+    "You swallow the error and count the task as sent.",
+    ask="What can be sent on a channel that is closed?",
+)
 def cut_swallowed(connect, queue, tasks):
     """The error is swallowed, and the loop goes on with the dead channel"""
     connection, sent = connect(), []
@@ -250,7 +302,7 @@ def cut_swallowed(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "The cut ends your function.")
+@wrong(ex2, "The cut ends your function.", ask="Which errors mean that the connection is gone?")
 def cut_not_caught(connect, queue, tasks):
     """The answer to exercise 1, with ids"""
     sent = []
@@ -264,7 +316,11 @@ def cut_not_caught(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "Your list is true, and the rest was never sent.")
+@wrong(
+    ex2,
+    "Your list is true, and the rest was never sent.",
+    ask="What does the caller do with half a list?",
+)
 def gives_up(connect, queue, tasks):
     """Gives up after the cut, and says so truthfully"""
     sent = []
@@ -277,7 +333,11 @@ def gives_up(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "You drop the task whose confirm was lost.")
+@wrong(
+    ex2,
+    "You drop the task whose confirm was lost.",
+    ask="Is it there? Can you know? What is the safe thing to do?",
+)
 def skips_the_unknown(connect, queue, tasks):
     """The new connection goes on with the next task"""
     sent, rest = [], list(tasks.items())
@@ -292,7 +352,7 @@ def skips_the_unknown(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "The id of a task changes on the way.")
+@wrong(ex2, "The id of a task changes on the way.", ask="How can a worker recognise the duplicate?")
 def fresh_id(connect, queue, tasks):
     """A fresh id on each attempt"""
     sent, rest = [], list(tasks.items())
@@ -308,7 +368,7 @@ def fresh_id(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "Your messages carry no id.")
+@wrong(ex2, "Your messages carry no id.", ask="How can a worker recognise the duplicate?")
 def no_id(connect, queue, tasks):
     """The message carries no id at all"""
     sent, rest = [], list(tasks.items())
@@ -324,7 +384,7 @@ def no_id(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "You send again what was confirmed already.")
+@wrong(ex2, "You send again what was confirmed already.", ask="Which ones were in doubt?")
 def starts_again(connect, queue, tasks):
     """After the cut everything is sent from the beginning"""
     while True:
@@ -336,7 +396,11 @@ def starts_again(connect, queue, tasks):
             return list(tasks)
 
 
-@wrong(ex2, "You open a connection for every task.")
+@wrong(
+    ex2,
+    "You open a connection for every task.",
+    ask="How many cuts were there, and how many connections?",
+)
 def cut_connects_each_time(connect, queue, tasks):
     """A connection for every task, which survives the cut"""
     sent = []
@@ -350,7 +414,7 @@ def cut_connects_each_time(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "You try again on the connection that is gone.")
+@wrong(ex2, "You try again on the connection that is gone.", ask="What could bring it back?")
 def tries_the_dead_one(connect, queue, tasks):
     """Tried again without end, on the dead connection"""
     channel, sent = connect().channel(), []
@@ -363,7 +427,11 @@ def tries_the_dead_one(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "Your list is right, but nobody told you so.")
+@wrong(
+    ex2,
+    "Your list is right, but nobody told you so.",
+    ask="What would you claim if the second connection had been cut, too?",
+)
 def blindly_twice(connect, queue, tasks):
     """No confirms, and everything twice over two connections"""
     for _ in range(2):
@@ -374,13 +442,17 @@ def blindly_twice(connect, queue, tasks):
     return list(tasks)
 
 
-@wrong(ex2, "You return a list, and send nothing.")
+@wrong(ex2, "You return a list, and send nothing.", ask="What would the broker's counter show?")
 def cut_constant(connect, queue, tasks):  # noqa: ARG001
     """The ids are returned, and nothing is sent"""
     return list(tasks)
 
 
-@wrong(ex2, "Your messages would not survive a restart of the broker.")
+@wrong(
+    ex2,
+    "Your messages would not survive a restart of the broker.",
+    ask="Where does the broker keep it?",
+)
 def cut_transient(connect, queue, tasks):
     """Messages that are not persistent"""
     sent, rest = [], list(tasks.items())
@@ -397,7 +469,11 @@ def cut_transient(connect, queue, tasks):
     return sent
 
 
-@wrong(ex2, "You claim the task whose confirm was lost, without sending it again.")
+@wrong(
+    ex2,
+    "You claim the task whose confirm was lost, without sending it again.",
+    ask="How do you know that this one arrived?",
+)
 def claims_the_unknown(connect, queue, tasks):
     """After the cut it goes on with the next task, and claims the one before"""
     sent, rest = [], list(tasks.items())
@@ -412,7 +488,11 @@ def claims_the_unknown(connect, queue, tasks):
     return sent
 
 
-@wrong(ex1, "You send to another queue than the one that you are given.")
+@wrong(
+    ex1,
+    "You send to another queue than the one that you are given.",
+    ask="Where does that name come from, and which one were you given?",
+)
 def sends_to_the_pages_queue(connect, queue, tasks):  # noqa: ARG001
     """The page's QUEUE in place of the argument"""
     there = []

@@ -25,7 +25,11 @@ def id_of(body):
     return json.loads(body)["task_id"]
 
 
-@wrong(ex1, "With auto_ack a task counts as done when it is sent to you.")
+@wrong(
+    ex1,
+    "With auto_ack a task counts as done when it is sent to you.",
+    ask="If your process dies now, who has the task?",
+)
 def takes_auto_ack(connect, queue, count, work):
     """auto_ack, since it is less to write"""
     done = []
@@ -40,7 +44,11 @@ def takes_auto_ack(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "You acknowledged before the work was done.")
+@wrong(
+    ex1,
+    "You acknowledged before the work was done.",
+    ask="If your process dies between these two lines, who has the task?",
+)
 def acks_first(connect, queue, count, work):
     """Acknowledges first, works then"""
     done = []
@@ -56,7 +64,11 @@ def acks_first(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "The broker never heard that your work is done.")
+@wrong(
+    ex1,
+    "The broker never heard that your work is done.",
+    ask="What will it do with these tasks when you leave?",
+)
 def never_acks(connect, queue, count, work):
     """No acknowledgement, and no prefetch that would show it"""
     done = []
@@ -71,7 +83,7 @@ def never_acks(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "The id has changed on the way.")
+@wrong(ex1, "The id has changed on the way.", ask="Which id will the user ask with?")
 def makes_new_ids(connect, queue, count, work):
     """A fresh id for each task"""
     done = []
@@ -87,7 +99,7 @@ def makes_new_ids(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Your worker never stops.")
+@wrong(ex1, "Your worker never stops.", ask="How would it know that this was the last task?")
 def never_stops(connect, queue, count, work):
     """start_consuming, and nobody who ends it"""
     done = []
@@ -101,7 +113,7 @@ def never_stops(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "You left a consumer behind.")
+@wrong(ex1, "You left a consumer behind.", ask="Who gets the next task that is sent?")
 def leaves_the_consumer(connect, queue, count, work):
     """BackgroundConsumer, started and never stopped"""
     consumer = BackgroundConsumer(lambda task: work(task.task_id), queue=queue).start()
@@ -109,7 +121,7 @@ def leaves_the_consumer(connect, queue, count, work):
     return [record.task_id for record in records]
 
 
-@wrong(ex1, "You went on waiting when the work was done.")
+@wrong(ex1, "You went on waiting when the work was done.", ask="How do you know how long to sleep?")
 def sleeps(connect, queue, count, work):
     """Sleeps long enough instead of waiting"""
     with BackgroundConsumer(lambda task: work(task.task_id), queue=queue) as consumer:
@@ -117,7 +129,11 @@ def sleeps(connect, queue, count, work):
     return [record.task_id for record in consumer.records]
 
 
-@wrong(ex1, "You stopped before the work was done.")
+@wrong(
+    ex1,
+    "You stopped before the work was done.",
+    ask="Does an empty queue mean that no more will come?",
+)
 def takes_what_is_there(connect, queue, count, work):
     """Takes an empty queue for the end"""
     done = []
@@ -130,7 +146,9 @@ def takes_what_is_there(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Two threads use one connection.")
+@wrong(
+    ex1, "Two threads use one connection.", ask="Which thread owns it? How do you ask the owner?"
+)
 def acks_from_other_threads(connect, queue, count, work):
     """A thread for each task, which works and acknowledges"""
     done = []
@@ -152,7 +170,7 @@ def acks_from_other_threads(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Nobody did the work.")
+@wrong(ex1, "Nobody did the work.", ask="Which line makes the report?")
 def reads_ids_only(connect, queue, count, work):
     """Returns the ids without the work"""
     done = []
@@ -167,7 +185,11 @@ def reads_ids_only(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "You acknowledged a delivery twice, or on another channel.")
+@wrong(
+    ex1,
+    "You acknowledged a delivery twice, or on another channel.",
+    ask="How often may one task be acknowledged?",
+)
 def acks_twice(connect, queue, count, work):
     """Acknowledges once in the callback, and all again at the end"""
     done, tags = [], []
@@ -186,7 +208,7 @@ def acks_twice(connect, queue, count, work):
     return done
 
 
-@wrong(ex1, "Your handler raised an error.")
+@wrong(ex1, "Your handler raised an error.", ask="What is your handler given?")
 def takes_a_task_for_a_dict(connect, queue, count, work):
     """Takes the library's Task for a dict"""
     with BackgroundConsumer(lambda task: work(task["task_id"]), queue=queue) as consumer:
@@ -194,7 +216,11 @@ def takes_a_task_for_a_dict(connect, queue, count, work):
     return [record.task_id for record in records]
 
 
-@wrong(ex2, "Two threads use one connection.")
+@wrong(
+    ex2,
+    "Two threads use one connection.",
+    ask="Who may call stop_consuming, and who may ask for it?",
+)
 def stops_it_from_outside(connect, queue, closing, work):
     """Calls stop_consuming from the thread that waits"""
     done = []
@@ -216,7 +242,11 @@ def stops_it_from_outside(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "With auto_ack a task counts as done when it is sent to you.")
+@wrong(
+    ex2,
+    "With auto_ack a task counts as done when it is sent to you.",
+    ask="Where are the tasks that you received but did not do?",
+)
 def takes_auto_ack_until(connect, queue, closing, work):
     """auto_ack: what was handed out and not done is gone"""
     done = []
@@ -231,7 +261,11 @@ def takes_auto_ack_until(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "Without a task, your loop never looks at the clock.")
+@wrong(
+    ex2,
+    "Without a task, your loop never looks at the clock.",
+    ask="When does your callback run, if no task comes?",
+)
 def asks_in_the_callback(connect, queue, closing, work):
     """Asks for closing in the callback only"""
     done = []
@@ -247,7 +281,7 @@ def asks_in_the_callback(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You went on after closing time.")
+@wrong(ex2, "You went on after closing time.", ask="How many tasks had the broker handed you?")
 def has_everything_already(connect, queue, closing, work):
     """No prefetch limit: the loop is busy with what is here already"""
     done = []
@@ -269,7 +303,7 @@ def has_everything_already(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You stopped before closing time.")
+@wrong(ex2, "You stopped before closing time.", ask="How do you know that it was time?")
 def stops_when_it_is_empty(connect, queue, closing, work):
     """Takes an empty queue for closing time"""
     done = []
@@ -285,7 +319,7 @@ def stops_when_it_is_empty(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You left in the middle of a task.")
+@wrong(ex2, "You left in the middle of a task.", ask="Was that task done, when you returned?")
 def does_not_wait_for_its_thread(connect, queue, closing, work):
     """Returns at once at closing time, and the thread is still at it"""
     done = []
@@ -307,7 +341,11 @@ def does_not_wait_for_its_thread(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You acknowledged before the work was done.")
+@wrong(
+    ex2,
+    "You acknowledged before the work was done.",
+    ask="Which deliveries does multiple=True cover?",
+)
 def acks_all_at_the_end(connect, queue, closing, work):
     """One acknowledgement for all at the end, prefetched ones included"""
     done = []
@@ -324,7 +362,9 @@ def acks_all_at_the_end(connect, queue, closing, work):
     return done
 
 
-@wrong(ex2, "You did more than you tell.")
+@wrong(
+    ex2, "You did more than you tell.", ask="Which task is neither in your list nor in the queue?"
+)
 def forgets_the_last_one(connect, queue, closing, work):
     """Forgets the task that was being worked on at closing time"""
     done = []
