@@ -29,7 +29,7 @@ IDLE_S = 1.5
 """The same before closing time. Who takes an empty queue for the end has left by then."""
 CLOSE_ANYHOW_S = 4.0
 
-IN_BACKGROUND, GIVE_BACK = "In the background, by hand", "Predict a last time: stop"
+IN_BACKGROUND, GIVE_BACK = "In the background, by hand", "One last prediction: stop"
 
 
 def _judge_work_through(answer: Any) -> list[str]:
