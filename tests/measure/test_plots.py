@@ -92,6 +92,8 @@ def test_every_picture_is_shown_small_and_with_its_sentence(draw):
     assert base64.b64decode(png).startswith(b"\x89PNG")
     assert len(png) < 60_000
     assert bundle["image/png"] == png, "for viewers that strip HTML"
+    assert ' class="mqlab" ' in image
+    assert '[data-jp-theme-light="false"] img.mqlab {' in bundle["text/html"]
 
 
 def test_the_same_records_give_the_same_bytes():
