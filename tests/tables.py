@@ -63,14 +63,15 @@ def wrong_answer_tables() -> str:
     parts = []
     for page in PAGES:
         for exercise in exercises(page):
-            rows: dict[str, tuple[list[str], str]] = {}
+            rows: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # without duplicates
             for wrong in wrong_answers.of(exercise):
-                names, _ = rows.setdefault(wrong.headline, ([], wrong.ask))
-                names.append(wrong.name)
+                names, asks = rows.setdefault(wrong.headline, ({}, {}))
+                names[wrong.name] = asks[wrong.ask] = None
             parts.append(f"### Page {page}, exercise {exercise.number}\n")
             parts.append("| the check says | the answer | ask |\n|---|---|---|")
             parts += [
-                f"| {said} | {'; '.join(them)} | {ask} |" for said, (them, ask) in rows.items()
+                f"| {headline} | {'; '.join(names)} | {' '.join(filter(None, asks))} |"
+                for headline, (names, asks) in rows.items()
             ]
             parts[-1] += "\n"
     return "\n".join(parts).strip()
