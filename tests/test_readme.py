@@ -145,7 +145,7 @@ def test_what_the_troubleshooting_table_quotes_is_in_the_program() -> None:
         "class ConnectError",
         "class AccessRefused",
         "class OutcomeUnknown",
-        "takes no more connections from you",
+        "accepts no more connections from you",
         "could not be checked",
         "not attempted",
         "docker compose up (the first time it fetches the image) ...",
