@@ -221,7 +221,7 @@ def test_diagrams_are_mermaid_and_links_lead_somewhere(path: Path) -> None:
     text = markdown(read(path))
     fences = re.findall(r"^```(\S*)\n.*?^```$", text, re.MULTILINE | re.DOTALL)
     assert set(fences) <= {"mermaid", "python", "bash", "sh", "text", "json", "yaml", "powershell"}
-    for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
+    for link in re.findall(r"\]\((?!https?:|#|mailto:|attachment:)([^)#\s]+)", text):
         assert (path.parent / link).exists(), link
 
 
