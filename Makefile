@@ -5,7 +5,7 @@ PYTHON = python3
 RUN = .venv/bin/python
 MQLAB = .venv/bin/mqlab
 
-.PHONY: lab test proof demo check notebooks bench lock clean
+.PHONY: lab test proof demo check tables notebooks bench lock clean
 
 lab: .venv/.ready
 	$(MQLAB) lab $(LAB_ARGS)
@@ -27,7 +27,11 @@ check: .venv/.ready-dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-notebooks: .venv/.ready-dev
+# The rows of README, start page and guide, and the links from page to page.
+tables: .venv/.ready-dev
+	$(RUN) -m tests.tables
+
+notebooks: tables
 	$(MQLAB) broker run -- .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --KernelManager.transport_encryption=auto notebooks/*.ipynb

@@ -1,8 +1,8 @@
-"""Measure the waits of the README's picture, draw them, and put what they say into the README.
+"""Measure the waits that README shows, draw them, and write the alt text into README.
 
     python -m mqlab broker run -- python docs/picture.py
 
-With the name of a file only that picture is made.
+With a file name, it only writes the picture to that file.
 """
 
 import re
@@ -23,7 +23,7 @@ REPEATS = range(30)
 
 
 def measure() -> plots.Picture:
-    """Make the picture. Its queue is gone afterwards."""
+    """Return the picture. Its queue is deleted afterwards."""
     queue = f"mqlab_picture_{uuid.uuid4().hex[:8]}"
     parameters = Settings.from_env().parameters(name="mqlab picture")
     try:
@@ -33,12 +33,12 @@ def measure() -> plots.Picture:
     finally:
         with pika.BlockingConnection(parameters) as connection:
             connection.channel().queue_delete(queue)
-    ways = {
+    groups = {
         "makes the report itself": [run_synchronous_experiment("Sales Report", quiet=True)],
         "sends it, new connection": each,
         "sends it, open connection": kept,
     }
-    return plots.show(plots.compare_waits(ways))
+    return plots.show(plots.compare_waits(groups))
 
 
 picture = measure()

@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and CI tell people to type exists and does what they say."""
+"""What README, CONTRIBUTING and CI ask people to type exists, and does what they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers import free_port
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-MQLAB = ".venv/bin/python -m mqlab "
+MQLAB = ".venv/bin/mqlab "
 
 
 def commands(text: str) -> list[str]:
@@ -71,7 +71,7 @@ def test_the_four_broker_commands_in_the_readme_work_one_after_the_other(tmp_pat
         "MQLAB_MANAGEMENT_PORT": str(free_port()),
         "XDG_STATE_HOME": str(tmp_path),
     }
-    # AMQP_URL of the tests would win over all of these
+    # The tests' AMQP_URL would override all of these.
     without_url = [sys.executable, "-c", "import os, sys; os.environ.pop('AMQP_URL', None); "]
     without_url[-1] += "os.execv(sys.executable, [sys.executable, '-m', 'mqlab', *sys.argv[1:]])"
     listed = [c.removeprefix(MQLAB).split() for c in commands(README) if f"{MQLAB}broker" in c]
@@ -87,7 +87,7 @@ def test_the_four_broker_commands_in_the_readme_work_one_after_the_other(tmp_pat
     assert "Stopped." in said[3]
 
 
-def test_the_client_that_waits_and_the_task_that_is_sent(
+def test_the_commands_that_send_a_task_and_that_wait_for_a_report_work(
     broker_settings: Settings, queue: str
 ) -> None:
     environ = {"AMQP_URL": broker_settings.url}
@@ -105,13 +105,13 @@ def test_every_notebook_is_on_the_map_and_every_link_leads_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_picture_is_small_says_in_words_what_it_shows_and_can_be_made_again(
+def test_the_picture_is_small_has_its_description_as_alt_text_and_can_be_made_again(
     broker_settings: Settings, tmp_path: Path
 ) -> None:
     [(alt, name)] = re.findall(r"^!\[(.+)\]\((.+)\)$", README, re.MULTILINE)
     picture = (ROOT / name).read_bytes()
     assert len(picture) < 60_000
-    # The numbers are others each time; the command puts them into the README as well.
+    # The numbers differ every run; the command writes them into the README as well.
     assert described(picture) == alt
     file = tmp_path / "again.png"
     environ = {"AMQP_URL": broker_settings.url}
@@ -123,19 +123,19 @@ def test_the_picture_is_small_says_in_words_what_it_shows_and_can_be_made_again(
 
 
 def described(png: bytes) -> str:
-    """The text in a PNG that says what is in it."""
+    """The description that a PNG carries."""
     with Image.open(io.BytesIO(png)) as picture:
         return str(picture.info["Description"])
 
 
-def test_the_pages_in_a_browser_are_named_with_a_place_for_their_owner() -> None:
+def test_binder_and_codespaces_are_named_with_a_place_for_the_owner() -> None:
     assert "https://mybinder.org/v2/gh/OWNER/mqlab/" in README
     assert "https://codespaces.new/OWNER/mqlab" in README
     [page] = re.findall(r"urlpath=lab/tree/([\w/.]+)", README)
     assert (ROOT / page).is_file()
 
 
-def test_what_the_troubleshooting_table_quotes_is_really_said() -> None:
+def test_what_the_troubleshooting_table_quotes_is_in_the_program() -> None:
     sources = [*ROOT.glob("mqlab/**/*.py"), ROOT / "Makefile"]
     said = " ".join(re.sub(r'"\s+"', "", path.read_text("utf-8")) for path in sources)
     for quoted in (
@@ -145,7 +145,7 @@ def test_what_the_troubleshooting_table_quotes_is_really_said() -> None:
         "class ConnectError",
         "class AccessRefused",
         "class OutcomeUnknown",
-        "takes no more connections from you",
+        "accepts no more connections from you",
         "could not be checked",
         "not attempted",
         "docker compose up (the first time it fetches the image) ...",

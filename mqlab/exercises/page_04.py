@@ -34,7 +34,7 @@ STOP_WITHIN_S = 2.0
 QUIET_S = 1.6
 """Seconds without any work after which the rest of the tasks is sent: the queue has run empty."""
 CLOSE_ANYHOW_S = 5.0
-IN_BACKGROUND, GIVE_BACK = "In the background, by hand", "Predict a last time: stop"
+IN_BACKGROUND, GIVE_BACK = "In the background, by hand", "One last prediction: stop"
 TASK_1, TASK_2 = "Exercise 1: for everyone", "Exercise 2: a stretch"
 
 

@@ -1,8 +1,8 @@
 """Records as pictures: five functions that take records and return matplotlib Axes.
 
-Each puts one sentence with its numbers into the Axes' label, and ``show`` ends a notebook cell
-with the picture and that sentence. Grey is the reference and one accent the point; both survive
-colour blindness and a projector. Measuring is left to ``experiment``.
+Each sets the Axes' label to one sentence with its numbers. ``show`` ends a notebook cell: it shows
+the picture, with that sentence as its alt text. Grey marks the reference and one accent colour the
+point; both work for colour-blind readers and on a projector. ``runs`` does the measuring.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 ACCENT, GREY, LIGHT, DARK = "#D55E00", "#8C8C8C", "#D0D0D0", "#333333"
 OFF_SCALE = 3.0
-"""A column this many times higher than the median one is cut off in ``send_cost``."""
-NOTE_WIDTH = 0.15
-"""Part of the picture's width that the note of such a column takes."""
+"""``send_cost`` cuts off columns that are more than this many times as high as the median one."""
+SLOW_LISTED = 3
+"""How many of the columns that were cut off the legend lists, the slowest first."""
 STYLE: Any = {
     "font.size": 14,
     "axes.titlesize": 15,
@@ -37,6 +37,11 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.dpi": 80,
 }
+
+
+DARK_THEME = """<style>body[data-jp-theme-light="false"] img.mqlab {
+  filter: invert(0.933) hue-rotate(180deg); }</style>"""
+"""Follow JupyterLab's dark theme: dark and light change places, and each colour keeps its hue."""
 
 
 class Ready(Protocol):
@@ -51,7 +56,7 @@ class Ready(Protocol):
 
 
 class Picture:
-    """A figure as a PNG with alt text. A notebook shows it; ``str`` gives the sentence."""
+    """A figure as a PNG with alt text. A notebook shows it; ``str`` gives the text."""
 
     def __init__(self, png: bytes, alt: str) -> None:
         self.png, self.alt = png, alt
@@ -60,17 +65,18 @@ class Picture:
         return self.alt
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        # JupyterLab gives an image/png output no alt attribute, so the image is written as HTML.
+        # JupyterLab prefers HTML, and only there can a picture have an alt attribute. Viewers that
+        # strip HTML from a notebook, as GitHub does, show the PNG.
         data = base64.b64encode(self.png).decode()
-        alt = html.escape(self.alt)
-        return {
-            "text/html": f'<img alt="{alt}" src="data:image/png;base64,{data}">',
-            "text/plain": self.alt,
-        }
+        image = (
+            f'<img class="mqlab" style="max-width: 100%" alt="{html.escape(self.alt)}"'
+            f' src="data:image/png;base64,{data}">'
+        )
+        return {"text/html": image + DARK_THEME, "image/png": data, "text/plain": self.alt}
 
 
 def show(ax: Axes, *, alt: str | None = None) -> Picture:
-    """End a cell with this: the picture of ``ax`` with its sentence, or ``alt``, as alt text."""
+    """Return the figure of ``ax`` as a picture. Its alt text is the Axes' label, or ``alt``."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     png = io.BytesIO()
@@ -81,34 +87,29 @@ def show(ax: Axes, *, alt: str | None = None) -> Picture:
 
 @mpl.rc_context(STYLE)
 def time_to_ready(starts: Sequence[Ready], ax: Axes | None = None) -> Axes:
-    """Draw when a fresh broker's port opened, AMQP answered and the management page answered.
+    """Draw when a fresh broker's port opened, AMQP answered and the management UI answered.
 
-    One bar for each question, from launch to the median of the starts; a dot for each start.
+    One bar for each, from the launch to the median of the starts; a dot for each start.
     """
     ax = ax or _new_axes(height=3.2)
-    names = ["port opens", "AMQP answers", "management page\nanswers"]
+    names = ["port opens", "AMQP answers", "management UI"]
     times = [[getattr(s, key) for s in starts] for key in ("port_s", "amqp_s", "management_s")]
     medians = [statistics.median(t) for t in times]
-    ax.barh(names, medians, color=[GREY, ACCENT, GREY], height=0.6)
+    # The median stands below the name: beside the bar it would look like the last dot's number.
+    median = "median " if len(starts) > 1 else ""
+    labels = [f"{name}\n{median}{m:.2f} s" for name, m in zip(names, medians, strict=True)]
+    ax.barh(labels, medians, color=[GREY, ACCENT, GREY], height=0.6)
     if len(starts) > 1:
         for row, values in enumerate(times):
             ax.plot(values, [row] * len(values), "o", color=DARK, markersize=5)
-    for row, values in enumerate(times):
-        ax.annotate(
-            f"{medians[row]:.2f} s",
-            (max(values), row),
-            (10, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    ax.set_xlim(0, max(max(t) for t in times) * 1.18)
+    ax.set_xlim(0, max(max(t) for t in times) * 1.05)
     ax.invert_yaxis()
     ax.set_xlabel("seconds after launch")
     ax.set_title("Started is not ready")
     of_several = f", medians of {len(starts)} starts" if len(starts) > 1 else ""
     ax.set_label(
         f"Bar chart. After launch the broker's port opened in {medians[0]:.2f} s, AMQP answered "
-        f"in {medians[1]:.2f} s and the management page in {medians[2]:.2f} s{of_several}."
+        f"in {medians[1]:.2f} s and the management UI in {medians[2]:.2f} s{of_several}."
     )
     return ax
 
@@ -117,29 +118,32 @@ def time_to_ready(starts: Sequence[Ready], ax: Axes | None = None) -> Axes:
 def staircase(
     run: ClientsRun, predicted_s: Sequence[float] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw the wait of each client in line: measured as bars, predicted as outlined steps.
-
-    Without ``predicted_s`` the belief that is being tested is drawn: each waits one duration.
-    """
+    """Draw the wait of each client in line as bars, and the guess ``predicted_s`` as steps."""
     ax = ax or _new_axes()
     waits = run.waits_s
-    expected = list(predicted_s) if predicted_s is not None else [run.duration_s] * len(waits)
+    guess = list(predicted_s or [])
     places = list(range(1, len(waits) + 1))
     bars = ax.bar(places, waits, color=ACCENT, width=0.7, label="measured")
-    edges = [place + 0.5 for place in range(len(expected) + 1)]
-    ax.stairs(expected, edges, color=DARK, linewidth=2.5, label="predicted")
+    if guess:
+        edges = [place + 0.5 for place in range(len(guess) + 1)]
+        ax.stairs(guess, edges, baseline=None, color=DARK, linewidth=2.5, label="your guess")
     if len(waits) <= 12:
         ax.bar_label(bars, [f"{w:.2f}" for w in waits], padding=5, fontsize=12)
-    ax.set_ylim(0, max(*waits, *expected) * 1.15)
+    ax.set_ylim(0, max(*waits, *guess) * 1.15)
     ax.set_xticks(places if len(places) <= 12 else places[:: len(places) // 8])
     ax.set_xlabel("client, in the order of the answers")
     ax.set_ylabel("wait, seconds")
     ax.set_title(f"{len(waits)} clients asked at once: work of {run.duration_s:g} s each")
     ax.legend(loc="upper left")
+    guessed = (
+        f" Your guess: {guess[0]:.2f} s for the first, {guess[-1]:.2f} s for the last."
+        if guess
+        else ""
+    )
     ax.set_label(
         f"Bar chart. Measured wait of {len(waits)} clients in line: the first waited "
         f"{waits[0]:.2f} s, the last {waits[-1]:.2f} s, the mean is {statistics.mean(waits):.2f} s."
-        f" Predicted: {expected[0]:.2f} s for the first, {expected[-1]:.2f} s for the last."
+        f"{guessed}"
     )
     return ax
 
@@ -148,8 +152,8 @@ def staircase(
 def send_cost(records: Sequence[SendRecord], ax: Axes | None = None) -> Axes:
     """Draw what each send was spent on: connect, declare, publish and confirm, stacked.
 
-    One column for each repeat, in the order of sending; the legend has the medians. The accent
-    is the publish: the one part that the walk-through's script times.
+    One column for each repeat, in the order of sending; the legend gives the medians. The accent
+    is the publish, the one part that the walk-through's script times.
     """
     ax = ax or _new_axes()
     parts = {"confirm": LIGHT, "publish": ACCENT, "declare": GREY, "connect": DARK}
@@ -166,26 +170,18 @@ def send_cost(records: Sequence[SendRecord], ax: Axes | None = None) -> Axes:
     ax.set_xlabel("send, one after the other")
     ax.set_ylabel("wait of the sender, ms")
     ax.set_title("What one send is spent on")
-    # One slow send must not flatten all others: it runs out of the picture, with its number.
+    # One slow send must not flatten all the others: its column is cut off, and the legend has it.
     top = OFF_SCALE * statistics.median(floor)
-    slow = [(place, total) for place, total in zip(places, floor, strict=True) if total > top]
+    slow = sorted((total, place) for place, total in enumerate(floor, 1) if total > top)[::-1]
     if slow:
         ax.set_ylim(0, top)
-    line, free_from = 0, 0.0
-    for place, total in slow:
-        line = line + 1 if place < free_from else 0  # below the note of a near neighbour
-        free_from = place + len(records) * NOTE_WIDTH
-        note = f"{format_time(total / 1000)} ↑"
-        ax.annotate(
-            note,
-            (place + 0.5, top),
-            (4, -4 - 16 * line),
-            textcoords="offset points",
-            va="top",
-            fontsize=12,
-        )
+    notes = [f"send {place}: {format_time(total / 1000)} ↑" for total, place in slow[:SLOW_LISTED]]
+    if len(slow) > SLOW_LISTED:
+        notes.append(f"and {len(slow) - SLOW_LISTED} more above the top ↑")
+    for note in notes[::-1]:
+        ax.plot([], " ", label=note)
     handles, labels = ax.get_legend_handles_labels()
-    # The legend stands in the order of the stack, and outside, where it can hide no column.
+    # The legend is in the order of the stack, and outside, where it cannot hide a column.
     ax.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_label(
         f"Stacked columns of {len(records)} sends. Medians: connect {medians['connect']}, declare "
@@ -197,12 +193,12 @@ def send_cost(records: Sequence[SendRecord], ax: Axes | None = None) -> Axes:
 
 @mpl.rc_context(STYLE)
 def compare_waits(groups: Mapping[str, Sequence[Waited]], ax: Axes | None = None) -> Axes:
-    """Draw the waits of several ways on one logarithmic scale: a dot for each repeat.
+    """Draw several groups of waits on one logarithmic scale: a dot for each repeat.
 
-    ``groups`` maps a name to records with ``wait_s``. The last group is the point, in accent.
+    ``groups`` maps a name to records with ``wait_s``. The last group has the accent colour.
     """
     ax = ax or _new_axes(height=1.6 + 0.8 * len(groups))
-    said: list[str] = []
+    sentences: list[str] = []
     for row, (name, records) in enumerate(groups.items()):
         waits = [record.wait_s for record in records]
         median = statistics.median(waits)
@@ -210,7 +206,7 @@ def compare_waits(groups: Mapping[str, Sequence[Waited]], ax: Axes | None = None
         ax.plot(waits, [row] * len(waits), "o", color=colour, alpha=0.45, markersize=8)
         ax.plot([median, median], [row - 0.22, row + 0.22], color=DARK, linewidth=3)
         ax.text(median, row - 0.3, format_time(median), ha="center", va="bottom")
-        said.append(f"{name}: median {format_time(median)}, repeats {len(waits)}")
+        sentences.append(f"{name}: median {format_time(median)}, repeats {len(waits)}")
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     ax.set_xlim(low / 2, high * 2)
@@ -222,7 +218,7 @@ def compare_waits(groups: Mapping[str, Sequence[Waited]], ax: Axes | None = None
     ax.grid(axis="x", color=LIGHT)
     ax.set_axisbelow(True)
     ax.set_title("How long the client waits")
-    ax.set_label(f"Dots on a logarithmic scale. {'; '.join(said)}.")
+    ax.set_label(f"Dots on a logarithmic scale. {'; '.join(sentences)}.")
     return ax
 
 
@@ -230,14 +226,17 @@ def compare_waits(groups: Mapping[str, Sequence[Waited]], ax: Axes | None = None
 def task_timeline(records: Sequence[TaskRecord], ax: Axes | None = None) -> Axes:
     """Draw the life of each task: waiting in the queue, being worked on, acknowledged.
 
-    One row for each delivery, grouped by worker. Time is seconds after the first task was sent.
-    What is not known yet (not started, not finished, not acknowledged) is drawn as far as it got.
+    One row for each delivery, grouped by worker. Tasks have letters, in the order in which they
+    were sent. A task that has not been started, finished or acknowledged is drawn up to the last
+    moment that any of the records knows.
     """
     ax = ax or _new_axes(height=2.2 + 0.4 * len(records))
-    # A message that could not be read has no sending time: it begins where it was received.
+    # A message that could not be read has no sending time: its row begins when it was received.
     by_sending = sorted(records, key=_sent_at)
     zero = _sent_at(by_sending[0])
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(r.task_id for r in by_sending), 1)}
+    # Letters and not numbers: "worker-1, task 3" can be read as three tasks.
+    ids = dict.fromkeys(record.task_id for record in by_sending)
+    letters = {task_id: _to_letters(n) for n, task_id in enumerate(ids)}
     rows = sorted(by_sending, key=lambda r: (not r.worker, r.worker))
     moments = [(_sent_at(r), r.started_at, r.finished_at, r.acked_at) for r in rows]
     end = max(t for row in moments for t in row if t is not None) - zero
@@ -253,14 +252,16 @@ def task_timeline(records: Sequence[TaskRecord], ax: Axes | None = None) -> Axes
     ax.barh(places, works, left=started, height=0.7, color=ACCENT, label="is worked on")
     if acked:
         ax.plot(list(acked.values()), list(acked), "D", color=DARK, ms=9, label="acknowledged")
-    ax.set_yticks(places, [f"{r.worker or 'not started'}, task {numbers[r.task_id]}" for r in rows])
+    ax.set_yticks(places, [f"{r.worker or 'not started'}, task {letters[r.task_id]}" for r in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(0, end * 1.03)
     ax.set_xlabel("seconds after the first task was sent")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, columnspacing=1.2)
+    handles, labels = ax.get_legend_handles_labels()
+    handles, labels = handles[-2:] + handles[:-2], labels[-2:] + labels[:-2]  # bars first
+    ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3)
     workers = len({r.worker for r in rows if r.worker})
     ax.set_label(
-        f"Time line of {_count(len(numbers), 'task')} and {_count(workers, 'worker')}: "
+        f"Time line of {_count(len(letters), 'task')} and {_count(workers, 'worker')}: "
         f"{len(acked)} acknowledged. "
         f"Longest wait in the queue {format_time(max(waits))}, longest work "
         f"{format_time(max(works))}, all over after {format_time(end)}."
@@ -276,10 +277,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def _to_letters(number: int) -> str:
+    """A, B, ... Z, AA, AB, ... for 0, 1, ... 25, 26, 27, ..."""
+    before = _to_letters(number // 26 - 1) if number > 25 else ""
+    return before + chr(ord("A") + number % 26)
+
+
 def _round_time(seconds: float) -> str:
     return f"{seconds:g} s" if seconds > 0.05 else f"{seconds * 1000:g} ms"
 
 
 def _new_axes(*, width: float = 9.0, height: float = 4.5) -> Axes:
-    # Figure and not pyplot: nothing is kept behind the learner's back, or drawn a second time.
+    # Figure and not pyplot: pyplot would keep the figure, and the notebook would draw it twice.
     return Figure(figsize=(width, height), layout="constrained").add_subplot()

@@ -1,7 +1,7 @@
 """The measured runs of the series, and the records that they return.
 
-Each run uses real threads, a real clock and, where a queue is in it, a real broker. Drawing the
-records is left to ``plots``.
+Each run uses real threads, a real clock and, where there is a queue, a real broker. ``plots`` draws
+the records.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mqlab.walkthrough import perform_heavy_task
 
 
 class Waited(Protocol):
-    """Any record that knows how long its caller waited."""
+    """Any record of how long its caller waited."""
 
     @property
     def wait_s(self) -> float: ...
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """One client in front of a busy handler. Times are seconds after all clients asked."""
+    """One client of a busy handler. Times are in seconds since the start of the run."""
 
     client: int
     asked_s: float
@@ -39,13 +39,13 @@ class ClientRecord:
 
     @property
     def wait_s(self) -> float:
-        """Seconds from asking to the answer: standing in line, and then the work itself."""
+        """Seconds from asking to the answer: the time in line, and then the work itself."""
         return self.answered_s - self.asked_s
 
 
 @dataclass(frozen=True, slots=True)
 class ClientsRun:
-    """N clients that asked at the same moment, in the order in which they were answered."""
+    """N clients that asked at the same moment, in the order of their answers."""
 
     duration_s: float
     handlers: int
@@ -53,13 +53,13 @@ class ClientsRun:
 
     @property
     def waits_s(self) -> list[float]:
-        """The wait of each client, the first answered first, in seconds."""
+        """The wait of each client in seconds, in the order of the answers."""
         return [client.wait_s for client in self.clients]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Repeats of one measurement in five numbers: how many, and seconds."""
+    """Repeats of one measurement in five numbers: their count, and four times in seconds."""
 
     repeats: int
     fastest_s: float
@@ -82,16 +82,16 @@ def run_waiting_clients(
     timeout_s: float | None = None,
     quiet: bool = False,
 ) -> ClientsRun:
-    """Let N clients ask at the same moment for slow work that ``handlers`` can do at a time.
+    """Let N clients ask for slow work at the same moment, and measure how long each one waits.
 
-    Every client is a thread and takes its own time. ``duration_s`` is the length of one piece of
-    work in seconds. Prints each answer as it comes unless ``quiet``. Raises SettingsError if
-    there are no clients or no handlers, WaitTimeout if not all are answered within ``timeout_s``
-    seconds (default: 10 s more than the work takes).
+    Every client is a thread and measures its own wait. ``handlers`` clients are served at a time,
+    and each is served for ``duration_s`` seconds. Prints each answer as it comes, unless ``quiet``.
+    Raises SettingsError if there are no clients or no handlers, and WaitTimeout if not all are
+    answered within ``timeout_s`` seconds (default: 10 s more than the work takes).
     """
     if clients < 1 or handlers < 1:
         raise SettingsError(
-            f"{clients} clients and {handlers} handlers make no run.", fix="use 1 or more of each"
+            f"{clients} clients and {handlers} handlers cannot be run.", fix="use 1 or more of each"
         )
     # -(-a // b) rounds up: the last, incomplete round of handlers takes as long as a full one.
     end = time.monotonic() + (timeout_s or 10 + duration_s * -(-clients // handlers))
@@ -109,7 +109,7 @@ def run_waiting_clients(
         answers.put(ClientRecord(number, asked, started, time.perf_counter() - zero))
 
     threads = [
-        # A daemon: a client that is still in line must not keep the interpreter from ending.
+        # A daemon, so that a client that is still in line does not keep the interpreter alive.
         threading.Thread(target=ask, args=(number,), name=f"client-{number}", daemon=True)
         for number in range(1, clients + 1)
     ]
@@ -123,32 +123,32 @@ def run_waiting_clients(
             raise WaitTimeout(
                 f"{len(records)} of {clients} clients were answered in time.",
                 why="the machine is very busy, or timeout_s is too short",
-                fix="run the cell again, or give a larger timeout_s",
+                fix="run the cell again, or pass a larger timeout_s",
             ) from None
         if not quiet:
             print(f"{len(records)} of {clients} clients answered", flush=True)
     for thread in threads:
-        thread.join(1)  # it has answered; nothing of it is to be left behind
+        thread.join(1)  # it has its answer, and is about to end
     return ClientsRun(duration_s, handlers, tuple(records))
 
 
 def repeat_sends(send: Callable[[Any], R], tasks: Iterable[Any]) -> list[R]:
-    """Call ``send`` once for each of ``tasks``, one after the other, and keep every record."""
+    """Call ``send`` for each of ``tasks``, one after the other, and return all the records."""
     return [send(data) for data in tasks]
 
 
 def summarise(records: Iterable[Waited]) -> Summary:
-    """Put the waits of repeats into five numbers. Raises SettingsError if there are none."""
+    """Return the waits of repeats as five numbers. Raises SettingsError if there are none."""
     waits = sorted(record.wait_s for record in records)
     if not waits:
-        raise SettingsError("There is nothing to summarise.", fix="give at least one record")
-    # statistics.quantiles wants two values; one repeat is its own median and its own p95.
+        raise SettingsError("There is nothing to summarise.", fix="pass at least one record")
+    # statistics.quantiles needs two values; a single repeat is its own median and its own p95.
     p95 = statistics.quantiles(waits, n=20, method="inclusive")[-1] if len(waits) > 1 else waits[0]
     return Summary(len(waits), waits[0], statistics.median(waits), p95, waits[-1])
 
 
 def format_time(seconds: float) -> str:
-    """Write a time for people: ``5.00 s``, or below a tenth of a second ``6.3 ms``."""
+    """Format a time: ``5.00 s``, or ``6.3 ms`` if it is below a tenth of a second."""
     if seconds >= 0.1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1000:.1f} ms" if seconds >= 0.001 else f"{seconds * 1000:.2f} ms"

@@ -43,7 +43,7 @@ def test_the_synchronous_client_prints_the_walkthroughs_lines_with_one_id(capsys
         f"--- [Worker] Task ID: {short} Finished. "
         "Result: COMPLETED: Report generated for 'Sales' ---",
         f"*** [Client] Response received after waiting. Task ID: {short} ***",
-        "*** [Client] Total time waited: 0.00 seconds ***",
+        f"*** [Client] Total time waited: {record.wait_s:.2f} seconds ***",
         "---------------------------------------------------------",
     ]
 
