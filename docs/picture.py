@@ -1,6 +1,6 @@
 """Measure the waits that README shows, draw them, and write the alt text into README.
 
-    python -m mqlab broker run -- python docs/picture.py
+    .venv/bin/mqlab broker run -- .venv/bin/python docs/picture.py
 
 With a file name, it only writes the picture to that file.
 """

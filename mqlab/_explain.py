@@ -10,6 +10,7 @@ from typing import Any
 
 import pika.exceptions
 
+from mqlab.commands import command
 from mqlab.errors import (
     AccessRefused,
     ConnectError,
@@ -24,7 +25,6 @@ from mqlab.errors import (
 )
 from mqlab.settings import Settings
 
-START_A_BROKER = "python -m mqlab broker start   (python -m mqlab doctor shows what is wrong)"
 NACKED = "basic.nack: the queue is full and refuses more, or the broker could not store it"
 _FIXES = {
     403: "grant the right on this virtual host (management UI, Admin, the user), "
@@ -33,6 +33,11 @@ _FIXES = {
     405: "close the connection that has the queue exclusively, or use another queue name",
     406: "use another queue name, or change what the broker's words point at",
 }
+
+
+def start_a_broker() -> str:
+    """The commands for someone whose broker does not answer."""
+    return f"{command('broker start')}   ({command('doctor')} shows what is wrong)"
 
 
 def explain(error: BaseException, settings: Settings) -> ConnectError:
@@ -44,7 +49,7 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
 
     text = "; ".join(dict.fromkeys(str(cause) for cause in causes if str(cause)))
     words = broker_words(error)
-    address, fix = settings.address, START_A_BROKER
+    address, fix = settings.address, start_a_broker()
     other_server = "it is another kind of server: the management UI is on 15673, AMQP on 5673"
     set_port = "set the broker's AMQP port in MQLAB_AMQP_PORT or AMQP_URL"
     what = f"No broker could be reached at {address}."
@@ -86,7 +91,7 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
         why, fix = f"the host is out of reach, or {other_server}", set_port
     elif words:
         what, why = f"The broker at {address} closed the connection.", words
-        fix = "look up its words in the broker's log: python -m mqlab broker logs"
+        fix = f"look up its words in the broker's log: {command('broker logs')}"
     else:
         why = f"the connection was lost ({text or type(error).__name__})"
     explained = kind(what, why=why, fix=fix)
@@ -175,7 +180,7 @@ def explain_not_sent(
     return NotSent(
         what,
         why=trouble or f"the message could not be given to the network within {bound_s:g} s",
-        fix="send again when the broker is back: python -m mqlab broker status",
+        fix=f"send again when the broker is back: {command('broker status')}",
         outcomes=outcomes,
     )
 

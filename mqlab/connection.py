@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from mqlab._explain import START_A_BROKER
+from mqlab._explain import start_a_broker
 from mqlab._io_thread import IoThread, registry
 from mqlab.errors import ConnectError, MqlabError
 from mqlab.settings import Settings
@@ -72,7 +72,7 @@ class Connection(IoThread):
             error = ConnectError(
                 f"The broker at {self.settings.address} did not answer within {timeout_s:g} s.",
                 why="it is busy, or the network drops what is sent",
-                fix=START_A_BROKER,
+                fix=start_a_broker(),
             )
         except BaseException:
             self.close_soon()

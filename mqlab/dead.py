@@ -17,6 +17,7 @@ from mqlab._explain import NACKED, broker_words, explain
 from mqlab._inbox import ATTEMPTS_HEADER, HEADER_PREFIX, REASON_HEADER, WORKER_HEADER
 from mqlab._pika import blocking_connection
 from mqlab.arguments import check_count, check_queue, check_seconds
+from mqlab.commands import command
 from mqlab.errors import (
     OutcomeUnknown,
     QueueRefused,
@@ -101,7 +102,7 @@ def requeue_dead(
         raise Unroutable(
             so_far(f"There is no queue {queue!r} to send the dead back to."),
             why="it was deleted, or the name is another one",
-            fix=f"start its consumer first: python -m mqlab work --queue {queue}",
+            fix=f"start its consumer first: {command(f'work --queue {queue}')}",
         ) from error
     except pika.exceptions.NackError as error:
         raise Rejected(
@@ -114,7 +115,7 @@ def requeue_dead(
             so_far(f"The broker blocked publishers for {bound_s:g} s."),
             why="a resource alarm: its memory or its disk is full; the last message is still in "
             "the dead queue, and may arrive in the queue as well when the alarm clears",
-            fix="python -m mqlab doctor shows the disk; run it again when there is room",
+            fix=f"{command('doctor')} shows the disk; run it again when there is room",
         ) from error
     except QueueRefused as error:
         raise QueueRefused(so_far(error.what), why=error.why, fix=error.fix) from error
@@ -122,7 +123,7 @@ def requeue_dead(
         raise OutcomeUnknown(
             so_far("The connection was lost."),
             why="the last message is still in the dead queue, and may be in the queue as well",
-            fix="python -m mqlab broker status, then run it again",
+            fix=f"{command('broker status')}, then run it again",
         ) from error
     return moved
 

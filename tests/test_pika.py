@@ -8,7 +8,6 @@ import struct
 import pika
 import pytest
 from pika import frame, spec
-from pika.adapters.utils import io_services_utils
 
 from mqlab import _pika
 from mqlab.settings import Settings
@@ -53,22 +52,19 @@ def test_properties_that_cannot_be_decoded_are_handed_on_with_the_headers_as_byt
 
 
 def test_properties_that_make_no_sense_at_all_are_kept_as_bytes() -> None:
-    nonsense = struct.pack(">H", spec.BasicProperties.FLAG_CONTENT_TYPE) + b"\xff"
+    nonsense = struct.pack(">H", spec.BasicProperties.FLAG_MESSAGE_ID) + b"\xffxyz"
     _, decoded = _pika._decode_header_frame(header_frame(nonsense))
     assert decoded.properties.headers == {_pika.UNDECODED_HEADER: nonsense}
 
 
 def test_abort_closes_the_socket_at_once(broker_settings: Settings) -> None:
-    with pytest.raises(pika.exceptions.AMQPError):  # noqa: PT012
-        connection = _pika.blocking_connection(broker_settings.parameters())
-        implementation = connection._impl
-        assert isinstance(implementation, _pika.SturdyConnection)
-        transport = implementation._transport
-        assert isinstance(transport, io_services_utils._AsyncBaseTransport)
-        socket = transport._sock
-        _pika.abort(implementation)
-        assert socket.fileno() == -1
-        connection.process_data_events(time_limit=0)
+    connection = _pika.blocking_connection(broker_settings.parameters())
+    implementation = connection._impl
+    assert isinstance(implementation, _pika.SturdyConnection)
+    socket = implementation._transport._sock
+    assert socket.fileno() > 0
+    _pika.abort(implementation)
+    assert socket.fileno() == -1
 
 
 def test_abort_never_raises() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from mqlab.broker.node import READY_TIMEOUT_S
 from mqlab.broker.ports import free_port
 from mqlab.broker.system import Say
+from mqlab.commands import command
 from mqlab.connection import handshake
 from mqlab.errors import StartFailed
 from mqlab.settings import Settings
@@ -68,7 +69,7 @@ class Docker:
                 "docker compose up failed.",
                 why="\n        ".join(output.strip().splitlines()[-8:]),
                 fix="docker compose logs, or without Docker: "
-                "python -m mqlab broker start --way local",
+                f"{command('broker start --way local')}",
             )
         # The container's health check asks the Erlang node, which answers before AMQP does.
         return handshake(self.settings, timeout_s=READY_TIMEOUT_S)

@@ -14,6 +14,7 @@ from mqlab.broker import packages, system
 from mqlab.broker.node import DISK_ALARM_MB, Node, find_server
 from mqlab.broker.ports import free_port
 from mqlab.broker.system import Say
+from mqlab.commands import command
 from mqlab.errors import BrokerError, StartFailed
 from mqlab.settings import Settings
 
@@ -91,7 +92,7 @@ class Local:
         if not self.node.log.exists():
             raise BrokerError(
                 f"There is no log for port {self.node.port}: no node was started there yet.",
-                fix="python -m mqlab broker start",
+                fix=command("broker start"),
             )
         return "\n".join(self.node.log.read_text(errors="replace").splitlines()[-lines:])
 

@@ -23,6 +23,7 @@ import filelock
 
 from mqlab.broker import system
 from mqlab.broker.system import Say, cache_dir
+from mqlab.commands import command
 from mqlab.errors import StartFailed
 
 FETCH_TIMEOUT_S = 900.0
@@ -243,5 +244,5 @@ def _failed(tool: str, words: str) -> StartFailed:
         f"RabbitMQ could not be fetched: {tool} failed.",
         why="\n        ".join((lines or words.splitlines())[-4:]) or "it printed nothing",
         fix="check the network and run the command again (nothing was left behind),\n"
-        "        or get a broker in another way: python -m mqlab doctor",
+        f"        or get a broker in another way: {command('doctor')}",
     )

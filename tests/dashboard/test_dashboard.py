@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from mqlab import BackgroundConsumer, Dashboard, Producer
+from mqlab.commands import command
 from mqlab.dashboard import drawing, widget
 from mqlab.measure import plots
 from mqlab.settings import Settings
@@ -220,7 +221,7 @@ def test_it_says_that_the_broker_is_away_and_recovers(
         eventually(lambda: dashboard.state().done)
         broker.kill()
         eventually(lambda: dashboard.state().problem)
-        eventually(lambda: "Next: python -m mqlab broker start" in text(dashboard))
+        eventually(lambda: f"Next: {command('broker start')}" in text(dashboard))
         broker.restart()
         eventually(lambda: not dashboard.state().problem, 20)
         eventually(lambda: dashboard.state().workers == 1)
@@ -255,7 +256,7 @@ def test_the_sentence_and_the_picture_are_of_the_same_moment(open_dashboard: Ope
 def test_without_a_broker_it_opens_and_says_what_to_do(open_dashboard: Open) -> None:
     dashboard = open_dashboard(settings=Settings(port=free_port()))
     assert "No broker could be reached" in text(dashboard)
-    assert "Next: python -m mqlab broker start" in text(dashboard)
+    assert f"Next: {command('broker start')}" in text(dashboard)
     click(dashboard, "send-1", "start-worker")
     eventually(lambda: "Worker 1 ended by itself: No broker could be reached" in said(dashboard))
     # what was seen and what Send 1 met are the same words, and so one line

@@ -20,6 +20,7 @@ import pika
 import pytest
 
 from mqlab import BackgroundConsumer, Producer
+from mqlab.commands import command
 from mqlab.exercises.engine import call as calls
 from mqlab.exercises.engine.bench import Bench
 from mqlab.exercises.engine.call import some
@@ -472,7 +473,7 @@ def test_without_a_broker_it_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) 
         result = check(leaves_a_connection)
     assert result.outcome == NOT_CHECKED
     assert "No broker could be reached at 127.0.0.1" in result.message
-    assert "Next: python -m mqlab broker start" in result.message
+    assert f"Next: {command('broker start')}" in result.message
 
 
 def test_through_tls_it_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +498,7 @@ def test_a_broker_that_dies_in_the_middle_is_told(
         result = check(is_cut_off)
     assert result.outcome == NOT_CHECKED  # and not incorrect, because of a StreamLostError
     assert "The broker went away in the middle" in result.message
-    assert "Next: python -m mqlab broker status" in result.message
+    assert f"Next: {command('broker status')}" in result.message
 
 
 # ---- what the bench sees

@@ -13,6 +13,7 @@ from typing import Any
 
 import pika.exceptions
 
+from mqlab.commands import command
 from mqlab.errors import MqlabError
 
 CORRECT, INCORRECT = "correct", "incorrect"
@@ -179,7 +180,7 @@ class Exercise:
         except (pika.exceptions.AMQPError, OSError) as error:
             return self._not_checked(
                 f"the broker went away in the middle ({type(error).__name__})",
-                "python -m mqlab broker status",
+                command("broker status"),
             )
         except KeyboardInterrupt:
             raise Stopped("You stopped the check. Run the cell again.") from None
