@@ -151,9 +151,11 @@ class Outbox:
             again.remove(culprit)
             culprit.batch.words = words
             self._settle(culprit, "rejected")
-            if again:  # others are waiting: the next channel need not take longer
-                self.connection.mark_progress()
-        self._suspects = len(again) if words else 0
+            self._suspects = max(0, self._suspects - 1)
+        if words:
+            self._suspects = max(self._suspects, len(again))
+        if culprit is not None and self._suspects:  # they need not wait long for the next channel
+            self.connection.mark_progress()
         for message in again:
             message.returned = False
             message.batch.repeated += 1
