@@ -1,4 +1,4 @@
-"""mqlab: moving slow work off the request path with RabbitMQ, measured."""
+"""Move slow work off the request path with RabbitMQ, and measure it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Each name loads its own module: `mqlab --help` needs no pika, and only Dashboard ipywidgets.
+    # Load modules on first use: `mqlab --help` needs no pika, and only Dashboard needs ipywidgets.
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"mqlab.{_WHERE[name]}"), name)

@@ -1,4 +1,4 @@
-"""What pika, the network or the broker said, as an error that says what to do next."""
+"""Turn errors of pika, the network or the broker into errors of mqlab, with a next step."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mqlab.errors import (
 )
 from mqlab.settings import Settings
 
-NACKED = "basic.nack: the queue is full and refuses more, or the broker could not store it"
+NACKED = "basic.nack: the queue is full, or the broker could not store the message"
 _FIXES = {
-    403: "grant the right on this virtual host (management UI, Admin, the user), "
+    403: "grant the permission on this virtual host (management UI, Admin, the user), "
     "or use another queue",
     404: "declare the queue first, or check its name",
-    405: "close the connection that has the queue exclusively, or use another queue name",
-    406: "use another queue name, or change what the broker's words point at",
+    405: "close the connection that holds the queue exclusively, or use another queue name",
+    406: "use another queue name, or change the property that the broker names",
 }
 
 
@@ -41,7 +41,7 @@ def start_a_broker() -> str:
 
 
 def explain(error: BaseException, settings: Settings) -> ConnectError:
-    """Turn what pika or the network raised into a ConnectError, or an AccessRefused."""
+    """Turn an error of pika or the network into a ConnectError or an AccessRefused."""
     causes = list(_causes(error))
 
     def any_is(*kinds: type[BaseException]) -> bool:
@@ -54,17 +54,17 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
     set_port = "set the broker's AMQP port in MQLAB_AMQP_PORT or AMQP_URL"
     what = f"No broker could be reached at {address}."
     kind = ConnectError
-    # Only the broker's own words count: pika's "probable authentication error" is also what a
-    # connection cut in the middle of the handshake looks like.
+    # Only the broker's own words count: pika also reports a "probable authentication error" when
+    # the connection is cut during the handshake.
     if "ACCESS_REFUSED" in text:
         kind = AccessRefused
         what = f"The broker at {address} refused the login of user {settings.username!r}."
-        why = "the user or the password is wrong, or guest is used from another machine"
-        fix = "set AMQP_URL=amqp://user:password@host:port/vhost to a user that the broker knows"
+        why = "the user or the password is wrong, or guest connects from another machine"
+        fix = "set AMQP_URL=amqp://user:password@host:port/vhost with a user of this broker"
     elif "connection limit" in text or "number of connections" in text:
         what = f"The broker at {address} accepts no more connections from you."
         why = words or f"virtual host {settings.virtual_host!r}, or the user, is at its limit"
-        fix = "close some: restart the kernels that you do not need, and look for a loop"
+        fix = "close some: shut down kernels that you do not need, and check your code for loops"
     elif "NOT_ALLOWED" in text and ("vhost" in text or "virtual host" in text):
         kind = AccessRefused
         vhost = settings.virtual_host
@@ -72,26 +72,26 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
         why = f"it does not exist, or user {settings.username!r} has no permission on it"
         fix = "set the virtual host at the end of AMQP_URL, or have it created on the broker"
     elif any_is(socket.gaierror):
-        what = f"The name {settings.host!r} cannot be found."
-        why, fix = "a typing error in AMQP_URL, or no network", "check the host in AMQP_URL"
+        what = f"The host name {settings.host!r} cannot be resolved."
+        why, fix = "a typo in AMQP_URL, or no network", "check the host in AMQP_URL"
     elif any_is(ConnectionRefusedError):
         why = "nothing listens there: the broker is not started, or it is on another port"
     elif "CERTIFICATE_REQUIRED" in text.upper() or "HANDSHAKE_FAILURE" in text:
         what = f"The broker at {address} ended the TLS handshake."
-        why = f"most likely it demands a client certificate ({text})"
-        fix = "use a listener that does not, or connect with a certificate through pika"
+        why = f"it probably requires a client certificate ({text})"
+        fix = "use a listener that does not require one, or pika with a certificate"
     elif "CERTIFICATE_VERIFY_FAILED" in text:
         what = f"The certificate of the broker at {address} could not be verified."
-        why, fix = text, "use the host name that is in the certificate, and a CA that signed it"
+        why, fix = text, "use a host name and a CA that match the certificate"
     elif any_is(pika.exceptions.IncompatibleProtocolError):
-        what, fix = f"What answers at {address} is not an AMQP broker.", set_port
+        what, fix = f"The server at {address} is not an AMQP broker.", set_port
         why = other_server if "EOF" in text else f"{other_server}; or {text}"
     elif "Timeout" in text or any("Timeout" in type(cause).__name__ for cause in causes):
-        what = f"What listens at {address} did not complete an AMQP handshake in time."
-        why, fix = f"the host is out of reach, or {other_server}", set_port
+        what = f"The server at {address} did not complete the AMQP handshake in time."
+        why, fix = f"the host cannot be reached, or {other_server}", set_port
     elif words:
         what, why = f"The broker at {address} closed the connection.", words
-        fix = f"look up its words in the broker's log: {command('broker logs')}"
+        fix = f"look for this text in the broker's log: {command('broker logs')}"
     else:
         why = f"the connection was lost ({text or type(error).__name__})"
     explained = kind(what, why=why, fix=fix)
@@ -100,9 +100,9 @@ def explain(error: BaseException, settings: Settings) -> ConnectError:
 
 
 def explain_refusal(reason: Any, name: str) -> QueueRefused:
-    """Turn the broker's channel.close into a QueueRefused, or a QueueMismatch.
+    """Turn the broker's channel.close into a QueueRefused or a QueueMismatch.
 
-    ``reason`` is pika's ChannelClosedByBroker, ``name`` says whose channel it was.
+    ``reason`` is pika's ChannelClosedByBroker; ``name`` is the name of the connection.
     """
     code, words = reason.reply_code, broker_words(reason)
     found = re.search(
@@ -116,16 +116,16 @@ def explain_refusal(reason: Any, name: str) -> QueueRefused:
         error = QueueRefused(
             f"The broker refused the channel of {name}.",
             why=words,
-            fix=_FIXES.get(code, "look the words up in the broker's log"),
+            fix=_FIXES.get(code, "look for this text in the broker's log"),
         )
     else:
         argument, queue, asked, current = found.groups()
         error = QueueMismatch(
             f"The queue {queue!r} exists with {argument} = {current.removeprefix('the value ')}; "
             f"asked for was {asked.removeprefix('the value ')}.",
-            why="a queue's properties cannot be changed after it was declared",
-            fix="use it as it is with declare=False, or use another queue name; if its messages "
-            "may go, delete it in the management UI",
+            why="a queue's properties cannot be changed once it has been declared",
+            fix="use it as it is with declare=False, or use another queue name; if you do "
+            "not need its messages, delete it in the management UI",
         )
     error.__cause__ = reason
     return error
@@ -141,7 +141,7 @@ def explain_outcomes(
     blocked: str | None,
     trouble: str,
 ) -> SendError | OutcomeUnknown:
-    """Turn the outcomes of the tasks that were not confirmed, of ``size`` tasks, into one error."""
+    """Turn the outcomes of the tasks, out of ``size``, that were not confirmed into one error."""
     counts = Counter[str](outcomes.values())
     confirmed = size - len(outcomes)
     parts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
@@ -176,17 +176,17 @@ def explain_outcomes(
 def explain_not_sent(
     what: str, bound_s: float, trouble: str, outcomes: Mapping[str, SendOutcome] | None = None
 ) -> NotSent:
-    """Say why nothing could be given to the network in time."""
+    """Return the error for messages that could not be written to the network in time."""
     return NotSent(
         what,
-        why=trouble or f"the message could not be given to the network within {bound_s:g} s",
+        why=trouble or f"the message could not be written to the network within {bound_s:g} s",
         fix=f"send again when the broker is back: {command('broker status')}",
         outcomes=outcomes,
     )
 
 
 def broker_words(error: BaseException) -> str:
-    """The reply code and text of the close that the broker sent, or an empty text."""
+    """The reply code and text with which the broker closed, or an empty string."""
     for cause in _causes(error):
         if isinstance(
             cause,
@@ -197,7 +197,7 @@ def broker_words(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an error and the ones that pika has wrapped in it."""
+    """Yield an error, and the errors that pika has wrapped in it."""
     yield error
     inner = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args]
     for cause in [*inner, error.__cause__]:

@@ -1,13 +1,14 @@
-"""What the I/O thread does for a consumer: deliveries, acks, retries, and the dead queue.
+"""The I/O half of a consumer: deliveries, acks, retries, and the dead-letter queue.
 
-Every field belongs to the I/O thread, except where a comment names another. A task is acknowledged
-after its work, once, on the channel that it came on. What failed is moved: to the end of the queue
-with its attempt in a header, or to the dead queue with the reason. What waits for its next attempt,
-or cannot be moved, is held here and takes no prefetch slot meanwhile, so other tasks go on.
+Only the I/O thread writes the fields, except where a comment names another thread. A task is
+acknowledged once, after its work, on the channel that delivered it. A task that failed is moved to
+the end of the queue, with the attempt in a header, or to the dead-letter queue, with the reason.
+A task that waits for its next attempt, or cannot be moved, is held here. Meanwhile it takes no
+prefetch slot, so other tasks continue.
 
-A delivery that keeps coming back is bounded. If the channel is lost while a task is worked on and
-the task was the reason (the broker's ack time-out, or a handler that held Python's GIL), it may
-come back ``max_attempts`` times; if the network was, LOST_LIMIT times; then it is dead.
+Redeliveries are bounded. If a channel is lost while a task is running, and the task is the reason
+(the broker's ack time-out, or a handler that held Python's GIL), the task is redelivered up to
+``max_attempts`` times; if the network is the reason, up to LOST_LIMIT times. Then it is dead.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mqlab.task import Task
 
 RECORDS_KEPT = 5_000
 RECORDS_BYTES = 64 * 1024 * 1024
-"""The newest records are kept, and the data and results in them while they take less than this."""
+"""The newest records are kept, with their data and results as long as these take less than this."""
 HEADER_PREFIX = "mqlab-"
 ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
 QUEUE_HEADER, WORKER_HEADER = "mqlab-queue", "mqlab-worker"
@@ -43,13 +44,13 @@ QUEUE_HEADER, WORKER_HEADER = "mqlab-queue", "mqlab-worker"
 LONGEST_RETRY_DELAY_S = 3600.0
 REFUSED_PAUSE_S, LONGEST_REFUSED_PAUSE_S = 1.0, 30.0
 HELD_LIMIT, HELD_BYTES = 1_000, 32 * 1024 * 1024
-"""Deliveries, and bytes of them, that may be held beyond the prefetch."""
+"""How many deliveries, and how many bytes of them, may be held beyond the prefetch."""
 LEAST_DELAY_HELD_S = 0.1
 STALLED_S = 1.0
-"""Seconds without running after which the I/O thread counts as stalled."""
+"""Seconds without a turn after which the I/O thread counts as stalled."""
 LOST_LIMIT = 20
-"""Times that a task may come back through no fault of its own: RabbitMQ's default for quorum
-queues since 4.0 (delivery limit)."""
+"""How often a task that is not at fault may be redelivered: the default delivery limit of quorum
+queues since RabbitMQ 4.0."""
 LOSSES_KEPT = 10_000
 
 
@@ -57,7 +58,7 @@ Key = tuple[str | None, int]
 
 
 class Delivery:
-    """One delivery, and what becomes of it."""
+    """One delivery, and its outcome."""
 
     __slots__ = (
         "body", "channel", "held", "lost_words", "pause_s",
@@ -76,11 +77,11 @@ class Delivery:
 
     @property
     def key(self) -> Key:
-        """Recognises the message when it is delivered again."""
+        """What identifies the message when it is delivered again."""
         return self.properties.message_id, hash(self.body)
 
     def find_id(self) -> str | None:
-        """The task's id, or that of the message."""
+        """Return the task's id, or else the id of the message."""
         try:
             return Task.from_json(self.body).task_id
         except TaskError:
@@ -89,12 +90,12 @@ class Delivery:
 
 
 class Waiter:
-    """A caller who waits: for the bell, and for the records of what is done or dead from now on."""
+    """A waiting caller: the bell wakes it, and ``settled`` collects the records from now on."""
 
     def __init__(self) -> None:
         # A SimpleQueue, because an interrupt cannot leave it locked.
         self.bell: queues.SimpleQueue[None] = queues.SimpleQueue()
-        self.settled: dict[int, TaskRecord] = {}  # by their number; the I/O thread adds
+        self.settled: dict[int, TaskRecord] = {}  # by number; the I/O thread adds to it
 
 
 class Inbox:
@@ -118,7 +119,7 @@ class Inbox:
         self.max_attempts, self._retry_delay_s = max_attempts, retry_delay_s
         self._start_worker, self.workers = start_worker, workers
         self.todo: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
-        self.working: list[Delivery | None] = [None] * workers  # each worker writes its own place
+        self.working: list[Delivery | None] = [None] * workers  # each worker writes its own item
         self._finished: deque[Delivery] = deque()  # workers append
         self._flush_asked = False
         self._unacked: dict[int, Delivery] = {}  # by delivery tag, in order
@@ -126,10 +127,10 @@ class Inbox:
         self._consumer_tag = ""
         self._held = self._held_bytes = self._freed = self._refused = 0
         self._cancelled = ""
-        # How often a message may still come back, and why it did, by its key.
+        # By message: how many more redeliveries are allowed, and the reason for the last one.
         self._losses: OrderedDict[Key, tuple[int, str]] = OrderedDict()
-        self._acked: deque[Key] = deque(maxlen=1_000)  # on this channel, the newest
-        self._doubtful: OrderedDict[Key, tuple[int, str]] = OrderedDict()  # on those before
+        self._acked: deque[Key] = deque(maxlen=1_000)  # the newest on this channel
+        self._doubtful: OrderedDict[Key, tuple[int, str]] = OrderedDict()  # on earlier channels
         self._stop_at: float | None = None
         self.stopping = False
         self.report: StopReport | None = None
@@ -139,28 +140,28 @@ class Inbox:
         self.settled: deque[tuple[int, TaskRecord]] = deque(maxlen=RECORDS_KEPT)  # done or dead
         self._sizes: deque[tuple[int, TaskRecord]] = deque()  # of records that still hold data
         self._bytes = 0
-        # Callers append. Weak, because an interrupt may keep a caller from taking its own away.
+        # Callers append. Weak, because an interrupt may keep a caller from removing its own.
         self.waiters: list[weakref.ref[Waiter]] = []
 
     def bind(self, connection: Connection) -> None:
-        """Use this connection, whose callbacks are ``set_up``, ``forget`` and ``end``."""
+        """Set the connection, whose callbacks are ``set_up``, ``forget`` and ``end``."""
         self.connection = self._mover.connection = connection
 
     @property
     def unacked(self) -> int:
-        """How many deliveries are here that the broker has no ack for yet."""
+        """How many deliveries are not acknowledged yet."""
         return len(self._unacked)
 
     def count_settled(self) -> int:
-        """How many tasks are done or dead in all."""
+        """Return how many tasks are done or dead in all."""
         return self.counts["done"] + self.counts["dead"]
 
     # ---- called by the connection
 
     def set_up(self, channel: Any) -> None:
-        """Prepare a fresh channel: declare the queue, set the prefetch, subscribe."""
+        """Prepare a new channel: declare the queue, set the prefetch, subscribe."""
         channel.add_on_cancel_callback(lambda _frame: self._on_cancelled())
-        # The broker answers in order, so the answer to the last request is the answer to all.
+        # The broker replies in order, so the reply to the last request completes all of them.
         if self._declare:
             channel.queue_declare(self.queue, durable=True)
         channel.basic_qos(prefetch_count=self._prefetch)
@@ -169,7 +170,7 @@ class Inbox:
         )
 
     def forget(self) -> None:
-        """The channel is lost, and the broker puts back all that was not acked on it."""
+        """Handle a lost channel: the broker requeues everything that was not acknowledged on it."""
         stalled_s = self.connection.stalled_s
         words = self.connection.refusal or self._cancelled or self.connection.trouble
         if stalled_s > STALLED_S:
@@ -184,7 +185,7 @@ class Inbox:
             delivery.lost_words = words
             if delivery.record.started_at is not None and not delivery.held:
                 self._note_loss(delivery.key, limit, words)
-        for key in self._acked:  # the broker does not confirm an ack: it may have had no way
+        for key in self._acked:  # acks are not confirmed: these may not have arrived
             self._doubtful[key] = (limit, words)
             _bound(self._doubtful)
         self._acked.clear()
@@ -198,7 +199,7 @@ class Inbox:
         self._note_lost([*moving, *held])
 
     def end(self, _error: MqlabError | None) -> None:
-        """There will be no further channel: end the workers, and everyone who waits."""
+        """Stop the workers and wake all waiting callers: there will be no further channel."""
         if self.report is None:
             self._make_report()
         self.stopping = True
@@ -207,10 +208,10 @@ class Inbox:
             self.todo.put(None)
         self._ring()
 
-    # ---- asked by a caller, through connection.run
+    # ---- requested by a caller, through connection.run
 
     def stop(self, timeout_s: float) -> None:
-        """Take no more tasks, let the running ones finish for that long, then close."""
+        """Start no more tasks, let running ones finish within ``timeout_s``, then close."""
         stop_at = time.monotonic() + timeout_s
         if self._stop_at is None or stop_at < self._stop_at:
             self._stop_at = stop_at
@@ -224,7 +225,7 @@ class Inbox:
         self._flush()
 
     def ask_depth(self, answer: queues.SimpleQueue[tuple[int, int]]) -> None:
-        """Put how many messages are ready, and how many consumers there are, into ``answer``."""
+        """Put the number of ready messages and the number of consumers into ``answer``."""
 
         def ask(channel: Any) -> None:
             def on_answer(declared: Any) -> None:
@@ -234,7 +235,7 @@ class Inbox:
 
             channel.queue_declare(self.queue, passive=True, callback=on_answer)
 
-        if self.connection.is_ready:  # a channel of its own: if it is refused, nothing is lost
+        if self.connection.is_ready:  # on a channel of its own, so that a refusal does no harm
             self.connection.open_channel(ask)
 
     def _finish_stop(self) -> None:
@@ -270,7 +271,7 @@ class Inbox:
         reason = ""
         if method.redelivered:
             self.counts["redelivered"] += 1
-            if delivery.key in self._doubtful:  # its ack did not arrive
+            if delivery.key in self._doubtful:  # its ack was lost
                 self._note_loss(delivery.key, *self._doubtful.pop(delivery.key))
             reason = self._find_reason_to_end(delivery.key)
         if UNDECODED_HEADER in (properties.headers or {}):
@@ -287,7 +288,7 @@ class Inbox:
         if left > 0:
             return ""
         del self._losses[key]
-        return f"delivered again and again, and never acknowledged: {words}"
+        return f"redelivered too often without being acknowledged: {words}"
 
     def _note_loss(self, key: Key, limit: int, words: str) -> None:
         left, _ = self._losses.pop(key, (LOST_LIMIT, ""))
@@ -296,24 +297,24 @@ class Inbox:
 
     def _on_cancelled(self) -> None:
         self._cancelled = (
-            "basic.cancel: the queue was deleted, its node went away, or a task ran longer than "
+            "basic.cancel: the queue was deleted, its node went down, or a task ran longer than "
             "the broker's ack time-out"
         )
         self.connection.reopen_channel()
 
     def finish(self, delivery: Delivery) -> None:
-        """Called by a worker: the work is over, its outcome is in the record."""
+        """Take back a delivery from a worker, with the outcome in its record."""
         self._finished.append(delivery)
 
     def ask_for_flush(self) -> None:
-        """Called by a worker: what it has finished is to be settled."""
+        """Have the I/O thread settle what the workers have finished. Called by a worker."""
         if not self._flush_asked:
             self._flush_asked = True
             self.connection.run(self._flush)
 
     def _flush(self) -> None:
         if self.connection.late_s > STALLED_S:
-            # The broker may have hung up meanwhile: that is read first, so that no ack is lost.
+            # The broker may have closed the connection: read that first, so that no ack is lost.
             self.connection.run_later(0.1, self._flush)
             return
         self._flush_finished()
@@ -321,7 +322,7 @@ class Inbox:
             self._finish_stop()
 
     def _flush_finished(self) -> None:
-        """Settle all that the workers have finished, the acks in as few frames as possible."""
+        """Settle everything that the workers have finished, with as few ack frames as possible."""
         self._flush_asked = False
         acks: list[Delivery] = []
         while self._finished:
@@ -343,7 +344,7 @@ class Inbox:
         self._note_lost(lost)
         run = list(takewhile(lambda tag: self._unacked[tag].settled, self._unacked))
         channel = self.connection.channel
-        if run:  # with multiple, one ack settles every tag up to its own: so only without a gap
+        if run:  # `multiple` acknowledges every tag up to this one, so there may be no gap
             channel.basic_ack(run[-1], multiple=len(run) > 1)
             for tag in run:
                 del self._unacked[tag]
@@ -358,16 +359,16 @@ class Inbox:
             self._note([delivery for delivery in alive if delivery.record.outcome != "retry"])
 
     def _is_current(self, delivery: Delivery) -> bool:
-        # A delivery tag is only valid on the channel that it came on.
+        # A delivery tag is valid only on the channel that delivered it.
         return delivery.channel is self.connection.channel and self.connection.is_writable
 
-    # ---- moving: to the end of the queue for another attempt, or to the dead queue
+    # ---- moving: to the end of the queue for another attempt, or to the dead-letter queue
 
     def _move(self, delivery: Delivery) -> None:
         record = delivery.record
         properties = mark(delivery.properties, record, self.queue, self.connection.frame_max)
         if record.outcome == "retry" and ATTEMPTS_HEADER not in properties.headers:
-            record.outcome = "dead"  # the attempts could not be counted any further
+            record.outcome = "dead"  # there is no header left to count attempts in
         if record.outcome == "dead":
             self._move_now(Move(delivery, self.dead_queue, properties, delivery.body))
             return
@@ -398,7 +399,7 @@ class Inbox:
         self._flush()
 
     def _on_refused(self, move: Move, words: str) -> None:
-        """Hold the delivery, and try again later."""
+        """Hold the delivery, and try to move it again later."""
         delivery: Delivery = move.subject
         self.trouble = f"a task could not be moved to {move.target!r}: {words}"
         self._refused += not delivery.refused
@@ -410,7 +411,7 @@ class Inbox:
         self._flush()
 
     def _hold(self, delivery: Delivery) -> None:
-        """Keep the delivery unacked for a while, without its prefetch slot."""
+        """Keep the delivery unacknowledged for a while, but free its prefetch slot."""
         if delivery.held:
             return
         delivery.held = True
@@ -422,7 +423,7 @@ class Inbox:
             self._subscribe_anew()
 
     def _subscribe_anew(self) -> None:
-        # The prefetch counts the unacked deliveries of each consumer tag: a new one has none.
+        # The prefetch limits unacknowledged deliveries per consumer tag, and a new tag has none.
         if not self.stopping and self.connection.is_writable:
             self._freed = 0
             channel = self.connection.channel
@@ -433,7 +434,7 @@ class Inbox:
 
     def _note_lost(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
-            if delivery.record.outcome != "retry":  # of those, it is noted that they failed
+            if delivery.record.outcome != "retry":  # a retry was recorded when it failed
                 delivery.record.outcome = "lost"
                 delivery.record.error = delivery.lost_words or delivery.record.error
                 self._note([delivery])
@@ -445,7 +446,7 @@ class Inbox:
             outcome: Outcome | None = record.outcome
             self.records.append(record)
             self._weigh(delivery)
-            if outcome in ("done", "dead"):  # before it is counted: a caller looks for it then
+            if outcome in ("done", "dead"):  # before the count, which callers read first
                 number = self.count_settled() + 1
                 self.settled.append((number, record))
                 for ref in self.waiters:
@@ -457,7 +458,7 @@ class Inbox:
         self._ring()
 
     def _weigh(self, delivery: Delivery) -> None:
-        """Let go of the oldest data and results while all of them take too many bytes."""
+        """Drop the oldest data and results while the records take too many bytes."""
         record = delivery.record
         size = len(delivery.body) + size_of(record.result)
         self._sizes.append((size, record))
@@ -483,22 +484,23 @@ def _bound(memory: OrderedDict[Key, Any]) -> None:
 
 
 def size_of(value: Any, depth: int = 4) -> int:
-    """About how many bytes a result takes; containers are looked into a few levels deep."""
+    """Estimate the bytes that a result takes, a few levels deep in containers."""
     if isinstance(value, (str, bytes, bytearray)):
         return len(value)
     if isinstance(value, (list, tuple, set, frozenset)) and depth:
         return 8 * len(value) + sum(size_of(each, depth - 1) for each in value)
     if isinstance(value, dict) and depth:
         return sum(size_of(k, depth - 1) + size_of(v, depth - 1) for k, v in value.items())
-    size = getattr(value, "nbytes", 32)  # arrays have it
+    size = getattr(value, "nbytes", 32)  # of arrays
     return size if isinstance(size, int) else 32
 
 
 def mark(properties: Any, record: TaskRecord, queue: str, frame_max: int) -> Any:
-    """Copy the properties of a message that moves, and note in its headers why.
+    """Copy the properties of a message that is moved, and add headers with the reason.
 
-    Three things must not go along: an expiration would delete it in the dead queue, a user id that
-    is not ours closes the channel, and CC would send copies elsewhere. They are kept as headers.
+    Three properties become headers, because they must not take effect: an expiration would delete
+    the message in the dead-letter queue, a foreign user id closes the channel, and CC would send
+    copies elsewhere.
     """
     headers = dict(properties.headers or {})
     for name in ("CC", "BCC"):

@@ -1,7 +1,7 @@
-"""What the I/O thread does for a connection: open it, reopen it, notice what goes wrong, close it.
+"""The I/O half of a connection: open it, reopen it, notice what goes wrong, close it.
 
-Every field belongs to this thread, except where a comment names another. Whatever ends the thread,
-its socket is closed, everyone who waits is told, and the connection leaves the registry.
+Only the I/O thread writes the fields, except where a comment names another thread. However the
+thread ends, it closes its socket, wakes every waiting caller, and leaves the registry.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mqlab.errors import AccessRefused, ConnectError, MqlabError, QueueMismatch,
 from mqlab.settings import HEARTBEAT_S, Settings
 
 CONNECT_TIMEOUT_S = 4.5
-"""Seconds for one attempt: name look-up, TCP, and the AMQP handshake with the virtual host."""
+"""Seconds for one attempt: DNS, TCP, and the AMQP handshake, which opens the virtual host."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 TICK_S = 0.5
 STABLE_S = 30.0
-"""After so many seconds without a loss the next pause is the first again."""
+"""After this many seconds without a loss, pauses start again with the shortest."""
 
-registry: dict[int, Any] = {}  # the connections of this process; each I/O thread enters its own
+registry: dict[int, Any] = {}  # this process's connections; each I/O thread adds its own
 
 
 class IoThread:
-    """The I/O half of a Connection. Other threads set ``_closing``, and call ``run``."""
+    """The I/O half of a Connection. Other threads only set ``_closing`` and call ``run``."""
 
     def __init__(
         self,
@@ -52,27 +52,27 @@ class IoThread:
         self._owner = weakref.ref(owner) if owner is not None else lambda: None
         self._on_channel, self._on_lost, self._on_ended = on_channel, on_lost, on_ended
         self._heartbeat_s = heartbeat_s
-        self._closing = False  # any thread sets it, nobody takes it back
+        self._closing = False  # set by any thread, never cleared
         self._close_within_s = 5.0
         self._outcome: queues.SimpleQueue[MqlabError | None] = queues.SimpleQueue()  # of open()
-        # The rest is written by the I/O thread alone.
+        # Only the I/O thread writes the rest.
         self.channel: Any = None
         self.error: MqlabError | None = None
         self.last_error: MqlabError | None = None
-        self.refusal = ""  # the broker's words, if it was the broker that closed the channel
-        self.trouble = ""  # why the channel was lost, until something works again
+        self.refusal = ""  # the broker's words, if the broker closed the channel
+        self.trouble = ""  # why the channel was lost; empty once something works again
         self.blocked: str | None = None
         self.opened = 0
         self.server_version = ""
         self.connect_s = self.declare_s = 0.0
         self._lost_because = ""
-        self.stalled_s = 0.0  # how long the I/O thread could not run before the channel was lost
+        self.stalled_s = 0.0  # how long the thread had no turn before the loss
         self._connection: Any = None
         self._loop: Any = None
         self._ready = False
         self._pauses = 0
         self._ready_at = self._ticked_at = self._stall_ended_at = self._stall_s = 0.0
-        # Not Thread.join and is_alive: interrupted, they take a thread that runs for ended (3.11).
+        # Not Thread.join and is_alive: after an interrupt they report a running thread as ended.
         self._begun = self._ended = False
         self._running = threading.Lock()
         self._running.acquire()
@@ -80,23 +80,23 @@ class IoThread:
 
     @property
     def owner(self) -> Any:
-        """The producer or consumer it belongs to; None once that is gone."""
+        """The producer or consumer that uses the connection; None once it has been collected."""
         return self._owner()
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a channel that has been set up."""
+        """Whether the channel has been set up."""
         return self._ready
 
     @property
     def is_closing(self) -> bool:
-        """Whether it is closed, about to be, or given up."""
+        """Whether the connection is closed or closing."""
         return self._closing
 
-    # ---- what its owner may ask, in this thread
+    # ---- for the owner's callbacks, in this thread
 
     def mark_ready(self) -> None:
-        """Declare the set-up of the channel complete."""
+        """Note that the channel has been set up."""
         now = time.perf_counter()
         self.declare_s = now - self._connected_at
         self._ready_at = time.monotonic()
@@ -107,35 +107,35 @@ class IoThread:
             self._outcome.put(None)
 
     def mark_progress(self) -> None:
-        """Declare that something works again: what was wrong is over, the next pause is short."""
+        """Note that something works again: clear ``trouble``, and make the next pause short."""
         self.trouble, self._pauses = "", 0
 
     def run_later(self, delay_s: float, function: Callable[[], object]) -> None:
-        """Have ``function`` called after ``delay_s`` seconds."""
+        """Call ``function`` after ``delay_s`` seconds."""
         self._loop.call_later(delay_s, function)
 
     @property
     def is_writable(self) -> bool:
-        """Whether something can be sent on the channel now."""
+        """Whether the channel and its connection are open."""
         channel = self.channel
         return channel is not None and channel.is_open and self._connection.is_open
 
     @property
     def frame_max(self) -> int:
-        """The largest frame, in bytes, that this connection and the broker have agreed on."""
+        """The largest frame, in bytes, that was negotiated with the broker."""
         return int(self._connection.params.frame_max)
 
     def write(self, frames: bytes) -> None:
-        """Hand whole frames of this connection's channels to the network, soon."""
+        """Queue whole frames of this connection's channels for writing."""
         _pika.write(self._connection, frames)
 
     def open_channel(self, on_open: Callable[[Any], None]) -> None:
-        """Open a further channel on the same connection."""
+        """Open another channel on the same connection."""
         if self._connection.is_open:
             self._connection.channel(on_open_callback=on_open)
 
     def reopen_channel(self) -> None:
-        """Close the channel; a fresh one follows."""
+        """Close the channel, so that a new one is opened."""
         if self.is_writable:
             self.channel.close()
 
@@ -154,8 +154,8 @@ class IoThread:
             self._tick()
             self._connect()
             self._loop.start()
-        except BaseException as caught:  # a callback raised: keep it where status() finds it
-            # pika raises as well if it is closed while it opens, and then it is closed.
+        except BaseException as caught:  # a callback raised it: keep it for status()
+            # pika also raises if it is closed while it opens, which is no error.
             if not self._closing:
                 self._note_bug(getattr(self._connection, "bug", None) or caught)
         finally:
@@ -165,13 +165,13 @@ class IoThread:
         error = MqlabError(
             f"The I/O thread of {self.name} ended: {describe(bug)}",
             why="an error in mqlab or pika",
-            fix="start it again; if it comes back, report the chained error",
+            fix="start it again; if it fails again, report the chained error",
         )
         error.__cause__ = bug
         self.error = self.error or error
 
     def _end(self) -> None:
-        """Leave nothing behind; no step may keep a later one from being taken."""
+        """Clean up. An error in one step must not prevent the next."""
         self._closing, self._ready, self.channel = True, False, None
         _pika.abort(self._connection)
         registry.pop(id(self), None)
@@ -181,12 +181,14 @@ class IoThread:
             self._loop.close()
         failed, detail = self.error is not None, self.error.what if self.error else ""
         events.publish("failed" if failed else "closed", self.owner, self.queue, detail=detail)
-        self._outcome.put(self.error or MqlabError(f"{self.name} was closed while it opened."))
+        self._outcome.put(
+            self.error or MqlabError(f"{self.name} was closed while it was being opened.")
+        )
         self._ended = True
         self._running.release()
 
     def _tick(self) -> None:
-        """Notice when this thread could not run, and what an interrupted caller could not ask."""
+        """Measure stalls of this thread, and notice ``_closing`` if its caller was interrupted."""
         now = time.monotonic()
         late_s, self._ticked_at = now - self._ticked_at - TICK_S, now
         if late_s > TICK_S:
@@ -197,7 +199,7 @@ class IoThread:
 
     @property
     def late_s(self) -> float:
-        """For how long this thread could not run until now, in seconds: 0 or less, mostly."""
+        """Seconds by which this thread is late, because it could not run. Usually 0 or less."""
         return time.monotonic() - self._ticked_at - TICK_S
 
     def _find_stall(self) -> float:
@@ -255,7 +257,7 @@ class IoThread:
 
     def _on_open_error(self, _connection: Any, reason: Exception) -> None:
         error = explain(reason, self.settings)
-        # What the connection was lost for is worth more than that it cannot be opened now.
+        # Why the connection was lost says more than why it cannot be opened now.
         self.trouble = self._lost_because or f"{error.what} {error.why}".strip()
         self._retry(error)
 
@@ -271,14 +273,14 @@ class IoThread:
         if self._closing:
             self._loop.stop()
         elif not self.opened or isinstance(error, AccessRefused):
-            self._give_up(error)  # the same password will not do better next time
+            self._give_up(error)  # the same password would be refused again
         else:
             self.run_later(self._next_pause_s(), self._connect)
 
     def _next_pause_s(self) -> float:
-        """Exponential backoff with jitter, so that many clients do not return in step.
+        """Exponential backoff with jitter, so that many clients do not reconnect at the same time.
 
-        It grows although each attempt succeeds: only progress, or time, brings it down.
+        A successful attempt does not reset it: only progress or time does.
         """
         if self._ready_at and time.monotonic() - self._ready_at > STABLE_S:
             self._pauses = 0
@@ -308,7 +310,7 @@ class IoThread:
             self._loop.stop()
         elif not connection.is_closing:
             connection.close()
-            # A broker that does not answer the close must not keep the thread.
+            # A broker that does not reply to the close must not hold up the thread.
             self.run_later(self._close_within_s, self._loop.stop)
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:

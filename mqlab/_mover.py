@@ -1,8 +1,8 @@
-"""Moving messages to another queue: publish a copy, wait for its confirm, then report.
+"""Move messages to another queue: publish a copy, wait for its confirm, then report.
 
-The original is acknowledged after that. Killed in between, there are two copies, never none. The
-copies go out on a channel of their own, one at a time: what the broker refuses closes that channel
-and nothing else, and it is known which one it was.
+Only then does the owner acknowledge the original: if the process dies in between, there are two
+copies, never none. Copies are published one at a time, on a channel of their own, so when the
+broker refuses a copy, it closes only that channel, and the refused copy is known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mqlab.connection import Connection
 
 @dataclass(slots=True)
 class Move:
-    """A message on its way to the queue ``target``; ``subject`` is what its owner makes of it."""
+    """A message on its way to the queue ``target``; ``subject`` is its owner's name for it."""
 
     subject: Any
     target: str
@@ -28,7 +28,7 @@ class Move:
 
 
 class Mover:
-    """Each move ends in ``on_moved(move)`` or ``on_refused(move, words)``. For the I/O thread."""
+    """Ends each move with ``on_moved(move)`` or ``on_refused(move, words)``, in the I/O thread."""
 
     connection: Connection
 
@@ -36,22 +36,22 @@ class Mover:
         self, on_moved: Callable[[Move], None], on_refused: Callable[[Move, str], None]
     ) -> None:
         self._on_moved, self._on_refused = on_moved, on_refused
-        self._moves: deque[Move] = deque()  # the first one is under way if _is_published
+        self._moves: deque[Move] = deque()  # the first is in progress if _is_published
         self._channel: Any = None
         self._is_opening = self._is_published = False
 
     @property
     def moves(self) -> list[Move]:
-        """Those that have not ended."""
+        """The moves that have not ended."""
         return list(self._moves)
 
     def move(self, move: Move) -> None:
-        """Publish the copy, after those before it. A queue that is missing is declared."""
+        """Publish the copy when its turn comes. If the target queue is missing, declare it."""
         self._moves.append(move)
         self._go_on()
 
     def forget(self) -> None:
-        """The originals are lost, and with them every move."""
+        """Drop all moves, because the channel of the originals is gone."""
         channel = self._channel
         self._moves.clear()
         self._channel, self._is_opening, self._is_published = None, False, False
@@ -76,7 +76,7 @@ class Mover:
         self._channel = channel
         channel.add_on_close_callback(self._on_close)
         channel.add_on_return_callback(lambda *_message: self._on_return(channel))
-        self._is_published = True  # until the broker has agreed to confirm
+        self._is_published = True  # until the broker has enabled confirms
         channel.confirm_delivery(
             lambda frame: self._on_confirm(channel, frame),
             callback=lambda _frame: self._on_agreed(channel),
@@ -95,7 +95,7 @@ class Mover:
         if channel is not self._channel:
             return
         move, self._is_published = self._moves[0], False
-        if move.returned:  # there is no such queue yet; the copy is published behind the declare
+        if move.returned:  # the queue is missing: declare it, then publish again
             channel.queue_declare(move.target, durable=True)
         else:
             self._moves.popleft()

@@ -1,10 +1,10 @@
-"""What the I/O thread does for a producer: frames, confirms, returns, and publishing again.
+"""The I/O half of a producer: frames, confirms, returns, and publishing again.
 
-Every field belongs to the I/O thread, which alone calls the methods; a caller hands over messages
-with ``connection.run`` and waits on its batch. A lost connection loses nothing: what was not
-confirmed is published again, with the same ``message_id``, on the next one. If it was the broker
-that closed the channel, one of the messages was the reason. Then they go out one at a time until
-that one has closed the channel alone: it is rejected, and the others go on.
+Only the I/O thread writes the fields and calls the methods; a caller hands over messages with
+``connection.run`` and waits for its batch. If the connection is lost, messages that were not
+confirmed are published again on the next one, with the same ``message_id``. If the broker closed
+the channel, one of the messages was the reason. Then they are published one at a time until the
+message that closes the channel is found: it is rejected, and the others are published as usual.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mqlab.connection import Connection
 from mqlab.errors import MqlabError, SendOutcome
 
 WINDOW, WINDOW_BYTES = 1000, 8 * 1024 * 1024
-"""Messages, and bytes of them, that may wait for their confirm. Larger windows were not faster."""
+"""How many messages and bytes may wait for confirms. Larger windows were not faster."""
 BLOCK, BLOCK_BYTES = WINDOW // 2, 1024 * 1024
-"""Messages, and bytes, written at one time. The next block goes out when the window has room for
-all of it: short bursts cost more than long ones. It is prepared while the broker works."""
+"""How many messages and bytes are written at a time. The next block is prepared while the broker
+works, and goes out when the window has room for all of it, because short bursts cost more."""
 FULL_BYTES = 32 * 1024 * 1024
-"""Bytes waiting for the window, beyond which callers have to wait with theirs."""
+"""With more bytes than this waiting for the window, callers have to wait."""
 FRAME_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
 
 
 class Batch:
-    """What one caller waits for: some messages, done when each has an outcome."""
+    """The messages of one caller, who waits until each has an outcome."""
 
     __slots__ = ("abandoned", "failed", "open", "repeated", "settled", "words")
 
@@ -42,12 +42,12 @@ class Batch:
         self.abandoned = False
         self.failed: dict[str, SendOutcome] = {}
         self.repeated = 0
-        self.words = ""  # the broker's, if it rejected one
+        self.words = ""  # the broker's, if it rejected a message
         # A SimpleQueue, because an interrupt cannot leave it locked.
         self.settled: queues.SimpleQueue[None] = queues.SimpleQueue()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until each message has an outcome. False if the time was up first."""
+        """Wait until each message has an outcome. Return False if the time runs out first."""
         try:
             if self.open:
                 self.settled.get(timeout=max(0.0, timeout_s))
@@ -57,7 +57,7 @@ class Batch:
 
 
 class Message:
-    """One message on its way, and what is known of it."""
+    """One message, and what is known about it."""
 
     __slots__ = ("batch", "body", "properties", "published_at", "returned", "task_id")
 
@@ -73,16 +73,16 @@ class Message:
 
 
 class Outbox:
-    """The messages of one producer, from the moment that a caller hands them over."""
+    """The messages of one producer that have no outcome yet."""
 
     connection: Connection
 
     def __init__(self, queue: str, *, declare: bool) -> None:
         self._queue, self._declare = queue, declare
-        self._pending: deque[Message] = deque()  # not on the wire
+        self._pending: deque[Message] = deque()  # not written yet
         self._in_flight: dict[int, Message] = {}  # by delivery tag, in order
         self._block: tuple[list[Message], bytes] | None = None  # encoded, not written
-        self._suspects = 0  # at the front of what is pending: go out one at a time
+        self._suspects = 0  # how many, at the front, go out one at a time
         self._next_tag = 1
         self._method_frame = b""
         self._drain_asked = False
@@ -93,7 +93,7 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether a caller should wait before it hands over more."""
+        """Whether a caller should wait before handing over more."""
         return self.waiting_bytes > FULL_BYTES
 
     @property
@@ -105,7 +105,7 @@ class Outbox:
     # ---- handed over by a caller
 
     def accept(self, messages: list[Message]) -> None:
-        """Publish these, when there is room."""
+        """Publish these messages when there is room."""
         if not self.waiting:
             self._suspects = 0
         self._pending.extend(messages)
@@ -114,7 +114,7 @@ class Outbox:
             self.drain()
 
     def withdraw(self, batch: Batch) -> None:
-        """The caller's time is up: what is not on the wire is not sent, the rest is unknown."""
+        """Give up a batch: what was not written is ``not sent``, the rest is ``unknown``."""
         self._undo_block()
         mine = [message for message in self._pending if message.batch is batch]
         self._pending = deque(m for m in self._pending if m.batch is not batch)
@@ -124,23 +124,23 @@ class Outbox:
         for message in self._in_flight.values():
             if message.batch is batch:
                 self._settle(message, "unknown")
-        batch.abandoned = True  # the caller has its answer: later confirms change nothing
+        batch.abandoned = True  # the caller has the outcomes: later confirms change nothing
 
     # ---- called by the connection
 
     def set_up(self, channel: Any) -> None:
-        """Prepare a fresh channel: declare the queue, ask for confirms, publish what waits."""
+        """Prepare a new channel: declare the queue, enable confirms, publish what is waiting."""
         self._next_tag = 1
         publish = spec.Basic.Publish(exchange="", routing_key=self._queue, mandatory=True)
         self._method_frame = frame.Method(channel.channel_number, publish).marshal()
         channel.add_on_return_callback(self._on_return)
-        # The broker answers in order, so the answer to the last request is the answer to all.
+        # The broker replies in order, so the reply to the last request completes all of them.
         if self._declare:
             channel.queue_declare(self._queue, durable=True)
         channel.confirm_delivery(self._on_confirm, callback=lambda _frame: self._on_set_up())
 
     def take_back(self) -> None:
-        """The channel is lost: what was not confirmed is first in line again, in its order."""
+        """Handle a lost channel: unconfirmed messages go back to the front, in order."""
         self._undo_block()
         again = [message for message in self._in_flight.values() if not message.batch.abandoned]
         self._in_flight.clear()
@@ -164,7 +164,7 @@ class Outbox:
         self._pending.extendleft(reversed(again))
 
     def end(self, _error: MqlabError | None = None) -> None:
-        """There will be no further channel: everything gets its outcome."""
+        """Give every message its outcome: there will be no further channel."""
         self._undo_block()
         for message in self._in_flight.values():
             self._settle(message, "unknown")
@@ -183,7 +183,7 @@ class Outbox:
     def drain(self) -> None:
         """Publish a block if the window has room for one, else prepare the next block.
 
-        One at a time: what is written leaves only when the I/O loop has its turn.
+        Only one block: its bytes leave when the I/O loop gets its turn.
         """
         self._drain_asked = False
         if self.connection.is_closing or not self.connection.is_ready:
@@ -215,9 +215,9 @@ class Outbox:
     def _make_block(self) -> tuple[list[Message], bytes]:
         """Take a block of messages, and make the frames that ``channel.basic_publish`` would send.
 
-        AMQP 0-9-1 sends a message as a method frame, a header frame and body frames. The method
-        frame is the same for all of a queue, and all frames go out in one piece: half the
-        work of as many calls, and one system call for fifteen hundred. Why: docs/decisions.
+        In AMQP 0-9-1, a message is a method frame, a header frame and body frames. The method frame
+        is the same for every message of a queue, and all frames are written in one piece. That
+        takes half the work, and one system call in place of 1,500. See docs/decisions.
         """
         number = self.connection.channel.channel_number
         room = self.connection.frame_max - FRAME_OVERHEAD
@@ -238,7 +238,7 @@ class Outbox:
         return messages, b"".join(frames)
 
     def _undo_block(self) -> None:
-        """Put back what was prepared and not written: another channel needs other frames."""
+        """Put back the messages of an unwritten block: its frames are valid on one channel only."""
         messages, _ = self._block or ([], b"")
         self._pending.extendleft(reversed(messages))
         self._block = None
@@ -249,7 +249,7 @@ class Outbox:
         method = confirm.method
         outcome: SendOutcome | None = None if method.NAME == "Basic.Ack" else "rejected"
         in_flight = self._in_flight
-        if method.multiple:  # this confirm settles every tag up to its own
+        if method.multiple:  # this confirm covers every tag up to its own
             for tag in list(takewhile(lambda tag: tag <= method.delivery_tag, in_flight)):
                 self._confirm(in_flight.pop(tag), outcome)
         else:
@@ -266,7 +266,7 @@ class Outbox:
         self._settle(message, outcome)
 
     def _on_return(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
-        # basic.return comes before the confirm of the same message, which says only "handled".
+        # basic.return arrives before the message's ack, which only means that it was handled.
         for message in self._in_flight.values():
             if message.task_id == properties.message_id:
                 message.returned = True
@@ -286,14 +286,14 @@ class Outbox:
             batch.settled.put(None)
 
     def _settle_unwritten(self, message: Message) -> None:
-        # A message that waits to be published again was on the wire of the lost connection.
+        # A message that is to be published again was written to the lost connection.
         self._settle(message, "unknown" if message.published_at else "not sent")
 
 
 def _find_culprit(messages: list[Message], words: str) -> Message | None:
-    """The message because of which the broker closed the channel with these words, if it is known.
+    """Return the message because of which the broker closed the channel, if it is known.
 
-    It is known if it was the only one, or if the words name its size.
+    It is known if it was the only one, or if the broker's words name its size.
     """
     if words and len(messages) == 1:
         return messages[0]

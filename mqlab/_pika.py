@@ -1,8 +1,8 @@
-"""The private names of pika that mqlab uses, all of them; ``tests/test_pika.py`` guards them.
+"""All private names of pika that mqlab uses; ``tests/test_pika.py`` fails when one changes.
 
-pika 1.4.4 lets an exception escape into the I/O loop when a message's properties cannot be decoded
-(a timestamp beyond the year 9999, a table nested too deeply), and then the message comes again.
-``SturdyConnection`` hands such a message on: what can be decoded in place, the headers as bytes.
+If the properties of a message cannot be decoded (a timestamp beyond the year 9999, a table nested
+too deeply), pika 1.4.4 lets an exception escape into the I/O loop, and the message is redelivered.
+``SturdyConnection`` passes such a message on, with the headers as bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pika.exceptions
 from pika import frame, spec
 
 UNDECODED_HEADER = "mqlab-undecoded"
-"""Holds the encoded headers (or, failing that, all the encoded properties) of such a message."""
+"""The header with the encoded headers (or else all encoded properties) of such a message."""
 _FLAG_HEADERS = spec.BasicProperties.FLAG_HEADERS
 
 
 class SturdyConnection(pika.SelectConnection):  # type: ignore[misc]
-    """A SelectConnection that survives properties which cannot be decoded.
+    """A SelectConnection that survives properties that cannot be decoded.
 
-    pika takes any exception in a callback for a lost connection; ``bug`` is the one it was.
+    pika reports any exception in a callback as a lost connection; ``bug`` is that exception.
     """
 
     bug: Exception | None = None
@@ -47,12 +47,12 @@ class SturdyConnection(pika.SelectConnection):  # type: ignore[misc]
 
 
 def blocking_connection(parameters: Any) -> Any:
-    """Open a BlockingConnection that survives properties which cannot be decoded."""
+    """Open a BlockingConnection that survives properties that cannot be decoded."""
     return pika.BlockingConnection(parameters, _impl_class=SturdyConnection)
 
 
 def write(connection: Any, frames: bytes) -> None:
-    """Hand whole frames to the network, soon: ``basic_publish`` ends in this, three times."""
+    """Queue whole frames for writing. ``basic_publish`` does this once for each of its frames."""
     connection._adapter_emit_data(frames)
 
 
@@ -79,7 +79,7 @@ def _decode_header_frame(data: bytes) -> tuple[int, Any]:
 
 
 def _decode_without_headers(encoded: bytes) -> Any:
-    # AMQP 0-9-1, 4.2.6.1: flags, then content type, content encoding, headers, and the others.
+    # AMQP 0-9-1, 4.2.6.1: flags, content type, content encoding, headers, then the others.
     try:
         (flags,) = struct.unpack_from(">H", encoded)
         start = 2

@@ -1,4 +1,4 @@
-"""Checks of arguments, made before anything is opened or sent. They raise SettingsError."""
+"""Check arguments before anything is opened or sent. Each check raises SettingsError."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mqlab.errors import SettingsError
 MAX_NAME_BYTES = 255
 """AMQP 0-9-1 carries a queue's name as a short string."""
 MAX_SECONDS = 365 * 86_400.0
-"""Python's clocks overflow far above this; nobody waits that long."""
+"""One year. Python's time functions overflow only far above this."""
 
 
 def check_seconds(name: str, value: Any) -> float:
     """Return ``value`` if it is a number of seconds from 0 to a year."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= MAX_SECONDS:  # as with nan and inf
+    if not is_number or not 0 <= value <= MAX_SECONDS:  # nan and inf fail here too
         raise SettingsError(
             f"{name}={shorten(value)} is not a time in seconds.",
             fix=f"use a number from 0 to {MAX_SECONDS:,.0f}, such as {name}=10",
@@ -36,14 +36,14 @@ def check_count(name: str, value: Any, least: int, most: int) -> int:
 
 
 def check_queue(queue: Any, *, suffix: str = "", declare: bool = True) -> str:
-    """Return ``queue`` if it can be the name of a queue, also with ``suffix`` after it."""
+    """Return ``queue`` if it is a valid queue name, and still is with ``suffix`` appended."""
     why = ""
     if not isinstance(queue, str) or not queue:
-        why = "a queue's name is text that is not empty"
+        why = "a queue name must be a string that is not empty"
     elif (size := _count_bytes(queue + suffix)) is None:
         why = "it contains a lone surrogate, which UTF-8 cannot encode"
     elif size > MAX_NAME_BYTES:
-        with_suffix = f" with {suffix!r} after it" if suffix else ""
+        with_suffix = f" with {suffix!r} appended" if suffix else ""
         why = f"it has {size} bytes{with_suffix}, and AMQP allows {MAX_NAME_BYTES}"
     elif declare and queue.startswith("amq."):
         why = "names that begin with 'amq.' are reserved for the broker"
@@ -64,19 +64,19 @@ def check_handler(handler: Any) -> Any:
     if not callable(handler):
         raise SettingsError(
             f"handler is a {type(handler).__name__}, which cannot be called.",
-            fix="give the function itself, without brackets: BackgroundConsumer(my_function)",
+            fix="pass the function itself, without parentheses: BackgroundConsumer(my_function)",
         )
     if any(is_kind(form) for is_kind in kinds for form in forms):
         raise SettingsError(
             "handler is an async or generator function: calling it does no work.",
             why="its body runs only when it is awaited or iterated over",
-            fix="give a plain function, such as: lambda task: asyncio.run(my_function(task))",
+            fix="pass a plain function, such as: lambda task: asyncio.run(my_function(task))",
         )
     return handler
 
 
 def check_result(result: Any) -> Any:
-    """Return what a handler has returned. Raises TypeError if its work has only been promised."""
+    """Return a handler's result. Raises TypeError if it is an awaitable or a generator."""
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if inspect.iscoroutine(result) or inspect.isgenerator(result):
             result.close()
@@ -85,7 +85,7 @@ def check_result(result: Any) -> Any:
 
 
 def shorten(value: Any, limit: int = 40) -> str:
-    """Show a value in a message: its repr, or its type if the repr is long or cannot be made."""
+    """Return the repr of a value for a message, or its type if the repr is long or fails."""
     try:
         text = ascii(value)
     except Exception:

@@ -1,12 +1,13 @@
-"""One pika connection with one channel, owned by one I/O thread, reopened when it is lost.
+"""One pika connection, owned by one I/O thread, reopened when it is lost.
 
-pika's connections and channels belong to the thread that runs their I/O loop. Here one thread runs
-the loop, so heartbeats go out whatever the other threads do, and those hand it functions to call.
+pika's connections and channels belong to the thread that runs their I/O loop. A thread of its own
+runs the loop here, so heartbeats are sent whatever other threads do. Other threads pass functions
+to it.
 
-An interrupt (Ctrl-C, the stop button of a notebook) may strike the calling thread between any two
-statements. So the calling thread changes nothing here but flags that only ever go up; the I/O
-thread (``_io_thread``) looks at them twice a second, does everything else, and closes the socket
-when it ends.
+An interrupt (Ctrl-C, a notebook's stop button) may strike the calling thread between any two
+statements. So the calling thread only sets flags that are never cleared. The I/O thread
+(``_io_thread``) checks them twice a second, does everything else, and closes the socket when it
+ends.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from mqlab.settings import Settings
 ConnectionState = Literal["new", "connecting", "ready", "closed", "failed"]
 
 EXIT_S = 4.0
-"""Seconds that all connections together may take to close when the process ends."""
+"""Seconds in which all connections have to close when the process ends."""
 
 
 class Connection(IoThread):
-    """A connection that is opened once and kept: ``open``, ``run``, ``close``.
+    """A connection that is opened once and kept open: ``open``, ``run``, ``close``.
 
-    The callbacks are called in the I/O thread. ``on_channel(channel)`` gets every fresh channel,
-    the first and each later one; it declares and subscribes, and calls ``mark_ready`` in the last
-    callback. ``on_lost()`` is called when that channel is gone, ``on_ended(error)`` once, as the
-    last of all: with None if the connection was closed, else with the error that ended it.
-    ``owner`` is the object that events name as their source; it is not kept alive by this.
+    All callbacks run in the I/O thread. ``on_channel(channel)`` is called with each new channel; it
+    declares and subscribes, and calls ``mark_ready`` when the last reply has arrived. ``on_lost()``
+    is called when that channel is lost, and ``on_ended(error)`` once, at the end, with the error
+    that ended the connection, or None if it was closed. ``owner`` is the source of events; the
+    connection does not keep it alive.
     """
 
     @property
@@ -60,18 +61,18 @@ class Connection(IoThread):
         """Start the thread and wait until the first channel is set up.
 
         Raises ConnectError, AccessRefused, QueueRefused or QueueMismatch. The first failure is
-        raised immediately, because a caller is waiting; only a connection that was open once is
-        reopened. Whatever is raised here, an interrupt too, nothing stays behind.
+        raised immediately, because a caller is waiting; only a connection that has been open is
+        reopened. Whatever is raised, even an interrupt, nothing is left behind.
         """
         try:
             self._begun = True
-            # Not Thread.start: interrupted, it may leave a lock that the new thread waits for.
+            # Not Thread.start: an interrupt may leave a lock that the new thread waits for.
             _thread.start_new_thread(self._start_thread, ())
             error = self._outcome.get(timeout=timeout_s)
         except queues.Empty:
             error = ConnectError(
                 f"The broker at {self.settings.address} did not answer within {timeout_s:g} s.",
-                why="it is busy, or the network drops what is sent",
+                why="it is busy, or the network drops packets",
                 fix=start_a_broker(),
             )
         except BaseException:
@@ -82,7 +83,7 @@ class Connection(IoThread):
             raise error
 
     def run(self, function: Callable[[], object]) -> None:
-        """Have ``function`` called in the I/O thread, soon. Returns at once."""
+        """Have the I/O thread call ``function`` soon. Returns at once."""
         loop = self._loop
         if loop is not None:
             loop.add_callback_threadsafe(function)
@@ -93,39 +94,39 @@ class Connection(IoThread):
         self.run(self._close_in_loop)
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Close the connection and end the thread. True if it ended within ``timeout_s`` seconds.
+        """Close the connection and return whether its thread ended within ``timeout_s`` seconds.
 
-        Whatever was delivered on it and not acknowledged, the broker puts back in its queue.
+        The broker requeues deliveries that were not acknowledged.
         """
         self._close_within_s = timeout_s
         self.close_soon()
         return self.join(timeout_s + 0.5)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until the thread has ended, ``timeout_s`` seconds at most. True if it has."""
+        """Wait at most ``timeout_s`` seconds for the thread to end. Return whether it has."""
         if not self._begun or self._thread is threading.current_thread():
             return not self._begun
         if not self._ended and self._running.acquire(timeout=timeout_s):
             self._running.release()
         if self._ended:
-            self._thread.join(1.0)  # what is left of it is a moment
+            self._thread.join(1.0)  # it is about to return
         return self._ended
 
     def abandon(self, why: str) -> None:
-        """Close the connection at once and fail everyone who waits for something on it."""
+        """Close the connection at once. Whatever waits on it fails, with ``why`` as the reason."""
         self.run(lambda: self._give_up(MqlabError(why)))
         self.close(timeout_s=1.0)
 
 
 def open_connections() -> list[Connection]:
-    """The connections that this process has open, or is opening."""
+    """Return the connections that this process has open or is opening."""
     return list(registry.values())
 
 
 def handshake(settings: Settings, timeout_s: float = 5.0) -> str:
     """Complete one AMQP handshake, close, and return the broker's version, such as ``3.10.8``.
 
-    Raises ConnectError, or AccessRefused, within ``timeout_s`` seconds, whatever is at the address.
+    Whatever is at the address, raises ConnectError or AccessRefused within ``timeout_s`` seconds.
     """
     connection = Connection(
         settings,

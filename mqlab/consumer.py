@@ -1,9 +1,12 @@
 """A consumer in the background: one I/O thread that owns the channel, and worker threads.
 
-The I/O thread receives deliveries and sends acks (``_inbox``); a worker does the work and touches
-no channel. So heartbeats go out however long a task takes, and a task is acknowledged only after
-its work, by the thread that may. What cannot be understood, or keeps failing, is moved to the dead
-queue. Source: RabbitMQ's guides on consumer acknowledgements and on reliability.
+The I/O thread receives deliveries and sends acks (``_inbox``); workers do the work and do not use
+the channel. So heartbeats are sent however long a task takes, and a task is acknowledged only after
+its work, by the thread that owns the channel. A message that cannot be understood, or keeps
+failing, is moved to the dead-letter queue. A task that takes longer than the broker's ack time-out
+(30 minutes by default) is delivered again.
+
+See RabbitMQ's guides on consumer acknowledgements and on reliability.
 """
 
 from __future__ import annotations
@@ -46,17 +49,18 @@ STATES: dict[str, ConsumerState] = {
 class BackgroundConsumer:
     """Works through a queue in the background: ``start``, ``wait``, ``stop``.
 
-    ``handler(task)`` does the work in one of ``workers`` threads and returns a result; without one,
-    ``perform_heavy_task`` is called. ``prefetch`` (default: ``workers``) is how many deliveries may
-    be here unacknowledged: more is faster for short tasks, and takes tasks from other consumers.
-    A handler that raises is tried again up to ``max_attempts`` times, ``retry_delay_s`` seconds
-    after the first failure and twice as long after each further one, an hour at most; then the task
-    goes to the queue ``<queue>.dead`` with the reason in its headers, as does a body that is no
-    task. With ``declare=False`` the queue is used as it is, whatever its type and arguments.
-    Raises SettingsError for an argument that cannot be used.
+    ``handler(task)`` does the work in one of ``workers`` threads and returns a result; the default
+    is ``perform_heavy_task``. ``prefetch`` (default: ``workers``) limits the unacknowledged
+    deliveries: a higher limit is faster for short tasks, but takes tasks from other consumers.
 
-    A second start with the same ``name`` and ``queue`` in one process replaces the first.
-    A context manager; leaving it stops it.
+    A task whose handler raises is attempted up to ``max_attempts`` times. The first pause lasts
+    ``retry_delay_s`` seconds, and each further one twice as long, up to an hour. After the last
+    attempt, the task goes to the queue ``<queue>.dead`` with the reason in its headers, as does a
+    message that is not a task. With ``declare=False`` the queue is used as it is, whatever its type
+    and arguments. Raises SettingsError for an argument that is not valid.
+
+    Starting another consumer with the same ``name`` and ``queue`` in one process replaces the
+    first. A context manager: leaving it stops the consumer.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class BackgroundConsumer:
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         try:
             report = self.stop(timeout_s=10.0 if kind is None else 2.0)
-        except BaseException:  # an interrupt: nobody will stop it a second time
+        except BaseException:  # an interrupt: nobody will call stop again
             self._connection.close_soon()
             raise
         if report.returned or report.may_run_twice:
@@ -119,10 +123,10 @@ class BackgroundConsumer:
         return f"<consumer of {self.queue!r}: {status.state}, {status.done} tasks done>"
 
     def start(self, timeout_s: float = 10.0) -> BackgroundConsumer:
-        """Connect, declare the queue, subscribe, and return; the work goes on in the background.
+        """Connect, declare the queue, subscribe, and return; the work runs in the background.
 
         Raises ConnectError, AccessRefused, QueueRefused or QueueMismatch within ``timeout_s``
-        seconds, and ConsumerError if this object was started before.
+        seconds, and ConsumerError if this consumer was started before.
         """
         bound_s = check_seconds("timeout_s", timeout_s)
         if self._connection.state != "new":
@@ -132,7 +136,7 @@ class BackgroundConsumer:
             )
         self._replace_previous()
         try:
-            self._connection.open(bound_s)  # the I/O thread subscribes, and starts the workers
+            self._connection.open(bound_s)  # the I/O thread subscribes and starts the workers
         except BaseException:
             self._connection.close_soon()
             raise
@@ -141,11 +145,12 @@ class BackgroundConsumer:
     def wait(self, count: int, timeout_s: float, *, show_progress: bool = True) -> list[TaskRecord]:
         """Wait until ``count`` tasks are done or dead; return their records, oldest first.
 
-        Each task is counted by one wait only, so send 3, wait for 3, can be repeated. Prints
-        ``1 of 3 done`` and so on, and how many of them went to the dead queue. Of the tasks that
-        were settled before the wait began, the records of the newest 5,000 are kept; if that is not
-        enough for all, a line says so. Raises WaitTimeout after ``timeout_s`` seconds (nothing is
-        lost: waiting again goes on), ConsumerError if the consumer fails or is stopped meanwhile.
+        Each task counts for one wait only, so "send 3, wait for 3" can be repeated. Prints
+        ``1 of 3 done`` and so on, and how many of them went to the dead-letter queue. Only the
+        newest 5,000 records of tasks that were settled before the call are kept; if some are
+        missing, a line shows how many are left. Raises WaitTimeout after ``timeout_s`` seconds
+        (nothing is lost: call it again to go on waiting), and ConsumerError if the consumer fails
+        or is stopped meanwhile.
         """
         check_count("count", count, 0, 10**9)
         deadline = time.monotonic() + check_seconds("timeout_s", timeout_s)
@@ -173,31 +178,31 @@ class BackgroundConsumer:
         return records
 
     def stop(self, timeout_s: float = 10.0) -> StopReport:
-        """Take no more tasks, let the running ones finish for ``timeout_s`` seconds, and close.
+        """Start no more tasks, let running ones finish within ``timeout_s`` seconds, and close.
 
-        What is not done by then goes back to the queue, and the report says which. Raises
-        ConsumerError if the consumer had failed before. Stopping twice is fine.
+        Tasks that are not done by then go back to the queue, and the report lists them. Raises
+        ConsumerError if the consumer had failed before. A second call does no harm.
         """
         bound_s = check_seconds("timeout_s", timeout_s)
         connection, inbox = self._connection, self._inbox
         if connection.state == "new":
             return StopReport(0, (), ())
         if not connection.has_ended:
-            # The I/O thread does all of it: an interrupt here changes nothing about that.
+            # The I/O thread does all the work, so an interrupt here does no harm.
             connection.run(partial(inbox.stop, bound_s))
             if not connection.join(bound_s + 2.0):
                 connection.close(timeout_s=1.0)
         report = inbox.report or StopReport(inbox.counts["done"], (), ())
         if connection.error is not None:
-            raise self._failure(f"The consumer had failed before it was stopped. {report}")
+            raise self._failure(f"The consumer had already failed when it was stopped. {report}")
         return report
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Stop, as a producer is closed: without a report."""
+        """Stop without returning a report. The counterpart of ``Producer.close``."""
         self.stop(timeout_s)
 
     def status(self) -> ConsumerStatus:
-        """Return what the consumer is doing now. Costs little and never blocks."""
+        """Return what the consumer is doing now. Cheap, and never blocks."""
         connection, inbox = self._connection, self._inbox
         state = "stopped" if inbox.stopping and not connection.error else STATES[connection.state]
         counts = inbox.counts
@@ -219,17 +224,17 @@ class BackgroundConsumer:
 
     @property
     def records(self) -> list[TaskRecord]:
-        """The records of the newest 5,000 deliveries that were worked on, oldest first."""
+        """The records of the newest 5,000 settled deliveries, oldest first."""
         return list(self._inbox.records)
 
     @property
     def working(self) -> list[TaskRecord]:
-        """The records of the deliveries that are being worked on now."""
+        """The records of the tasks that are running now."""
         return [delivery.record for delivery in self._inbox.working if delivery is not None]
 
     @property
     def unacked(self) -> int:
-        """How many deliveries are here that the broker has no ack for yet."""
+        """How many deliveries are not acknowledged yet."""
         return self._inbox.unacked
 
     def _check_wait(self, ready: int, count: int, timeout_s: float, deadline: float) -> None:
@@ -239,11 +244,11 @@ class BackgroundConsumer:
             raise WaitTimeout(
                 f"{ready} of {count} tasks were done within {timeout_s:g} s.",
                 why=self.status().trouble or self._guess_why(),
-                fix="wait again, or look at status()",
+                fix="wait again, or check status()",
             )
 
     def _guess_why(self) -> str:
-        """What the broker and the workers know of the tasks that are missing."""
+        """Return a likely reason for missing tasks, from the workers or the broker."""
         working = len(self.working)
         if working:
             return f"{working} more {'is' if working == 1 else 'are'} being worked on"
@@ -258,7 +263,7 @@ class BackgroundConsumer:
                 f"{consumers - 1} other consumer{'s' * (consumers > 2)} of {self.queue!r}, in "
                 "another kernel or terminal, took the rest"
             )
-        return "fewer were sent, or a consumer that has gone since took them"
+        return "fewer were sent, or a consumer that has since stopped took them"
 
     def _replace_previous(self) -> None:
         for previous in running_consumers(self.queue, self._settings):
@@ -271,7 +276,7 @@ class BackgroundConsumer:
         failure = ConsumerError(
             what,
             why=error.what + (f" {error.why}" if error.why else "") if error
-            else "it was stopped, or not started",
+            else "it was stopped, or never started",
             fix=(error.fix if error else "")
             or "start a new one: BackgroundConsumer(...).start()",
         )  # fmt: skip
@@ -288,9 +293,11 @@ class BackgroundConsumer:
         inbox, connection = self._inbox, self._connection
         while (delivery := inbox.todo.get()) is not None:
             inbox.working[number] = delivery
-            # Looked at after the line above, so that stop() cannot miss a task that begins.
+            # Checked after the line above, so that stop() cannot miss a task that is starting.
             go_on = not inbox.stopping
-            if go_on and delivery.channel is connection.channel:  # else the broker has it again
+            if (
+                go_on and delivery.channel is connection.channel
+            ):  # otherwise, it is back in the queue
                 self._process(delivery, f"worker-{number + 1}")
                 inbox.finish(delivery)
             inbox.working[number] = None
@@ -312,7 +319,7 @@ class BackgroundConsumer:
             try:
                 record.result = check_result(self._handler(task))
                 record.outcome = "done"
-            except BaseException as error:  # SystemExit too: a task must not end its worker
+            except BaseException as error:  # even SystemExit: a task must not end its worker
                 record.error = describe(error)
                 record.outcome = "retry" if record.attempt < self._inbox.max_attempts else "dead"
         record.finished_at = time.time()
@@ -321,7 +328,7 @@ class BackgroundConsumer:
 def running_consumers(
     queue: str | None = None, settings: Settings | None = None
 ) -> list[BackgroundConsumer]:
-    """The consumers of this process that are started and not stopped: of that queue and broker."""
+    """Return this process's started consumers of ``queue`` on that broker; None stands for any."""
     found = []
     for connection in open_connections():
         owner = connection.owner

@@ -1,6 +1,7 @@
-"""Reading the dead queue, and sending what is in it back to work.
+"""Read the dead-letter queue, and send its messages back to the original queue.
 
-The consumer moves there what is no task, or has failed too often, and notes why in the headers.
+The consumer moves messages there that are not tasks, or have failed too often, and puts the reason
+into a header.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from mqlab.settings import Settings
 from mqlab.task import QUEUE
 
 HEARTBEAT_S = 5
-"""Seconds; short, because nothing else notices here that the network has gone silent."""
+"""Seconds. Short, because only the heartbeat shows here that the network has gone silent."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DeadMessage:
-    """One message of the dead queue: its AMQP ``message_id``, why it is dead, and its body."""
+    """A message in the dead-letter queue: its AMQP ``message_id``, the reason, and the body."""
 
     task_id: str | None
     reason: str
@@ -54,15 +55,15 @@ class DeadMessage:
 def list_dead(
     queue: str = QUEUE, *, settings: Settings | None = None, limit: int = 100
 ) -> list[DeadMessage]:
-    """Read at most ``limit`` messages of the dead queue of ``queue``, and leave them there.
+    """Read up to ``limit`` messages of the dead-letter queue of ``queue``, and leave them there.
 
-    Raises ConnectError, AccessRefused or QueueRefused, and SettingsError for an argument that
-    cannot be used. A dead queue that does not exist is empty.
+    A dead-letter queue that does not exist counts as empty. Raises ConnectError, AccessRefused or
+    QueueRefused, and SettingsError for an argument that is not valid.
     """
     dead_queue = f"{check_queue(queue, suffix='.dead')}.dead"
     check_count("limit", limit, 0, 1_000_000)
     with _channel(settings, dead_queue) as channel:
-        # Nothing is acked, so the broker puts all back when the channel closes.
+        # Nothing is acknowledged, so the broker requeues everything when the channel closes.
         return [_read(*message) for message in _take(channel, dead_queue, limit)]
 
 
@@ -73,48 +74,50 @@ def requeue_dead(
     task_id: str | None = None,
     timeout_s: float = 10.0,
 ) -> int:
-    """Send the messages of the dead queue back to ``queue``; return how many.
+    """Send the messages of the dead-letter queue back to ``queue``, and return how many.
 
-    With ``task_id``, which may be its beginning, only those. The count of attempts starts again.
-    Each is acked only after the broker has confirmed the copy: interrupted, there may be two, never
-    none. ``timeout_s`` bounds how long the broker may block a message (a resource alarm); a silent
-    network is noticed within about 15 s. Raises what ``list_dead`` raises, Unroutable if ``queue``
-    does not exist, Rejected if it is full, OutcomeUnknown if a confirm did not come; each says how
-    many were moved before.
+    With ``task_id``, send only tasks whose id starts with it. Attempts are counted from 1 again.
+    Each message is acknowledged after the broker has confirmed its copy: an interrupt may leave two
+    copies, but never none. ``timeout_s`` is how long a resource alarm may block publishing; a
+    silent network is noticed within about 15 s. Raises the errors of ``list_dead``; Unroutable if
+    ``queue`` does not exist; Rejected if it is full; and OutcomeUnknown if no confirm arrived. Each
+    error includes how many messages had been moved.
     """
     dead_queue = f"{check_queue(queue, suffix='.dead')}.dead"
     bound_s = check_seconds("timeout_s", timeout_s)
     moved = 0
 
     def so_far(what: str) -> str:
-        return f"{what} {moved} message{'s' * (moved != 1)} had been sent back to {queue!r} before."
+        return (
+            f"{what} {moved} message{'s' * (moved != 1)} had already been sent back to {queue!r}."
+        )
 
     try:
         with _channel(settings, dead_queue, bound_s) as channel:
             channel.confirm_delivery()
             for method, properties, body in _take(channel, dead_queue):
                 if not (properties.message_id or "").startswith(task_id or ""):
-                    continue  # not acked: it stays
+                    continue  # not acknowledged, so it stays
                 channel.basic_publish("", queue, body, _unmark(properties), mandatory=True)
                 channel.basic_ack(method.delivery_tag)
                 moved += 1
     except pika.exceptions.UnroutableError as error:
         raise Unroutable(
-            so_far(f"There is no queue {queue!r} to send the dead back to."),
-            why="it was deleted, or the name is another one",
+            so_far(f"There is no queue {queue!r} to send the messages back to."),
+            why="it was deleted, or the name is wrong",
             fix=f"start its consumer first: {command(f'work --queue {queue}')}",
         ) from error
     except pika.exceptions.NackError as error:
         raise Rejected(
-            so_far(f"The queue {queue!r} refused a message, which stays in the dead queue."),
+            so_far(f"The queue {queue!r} refused a message, which stays in the dead-letter queue."),
             why=NACKED,
             fix="run it again when there is room in the queue",
         ) from error
     except pika.exceptions.ConnectionBlockedTimeout as error:
         raise OutcomeUnknown(
             so_far(f"The broker blocked publishers for {bound_s:g} s."),
-            why="a resource alarm: its memory or its disk is full; the last message is still in "
-            "the dead queue, and may arrive in the queue as well when the alarm clears",
+            why="a resource alarm: its memory or disk is full; the last message is still in the "
+            "dead-letter queue, and may reach the queue as well when the alarm clears",
             fix=f"{command('doctor')} shows the disk; run it again when there is room",
         ) from error
     except QueueRefused as error:
@@ -122,7 +125,7 @@ def requeue_dead(
     except (pika.exceptions.AMQPError, OSError) as error:
         raise OutcomeUnknown(
             so_far("The connection was lost."),
-            why="the last message is still in the dead queue, and may be in the queue as well",
+            why="the last message is still in the dead-letter queue, and may also be in the queue",
             fix=f"{command('broker status')}, then run it again",
         ) from error
     return moved
@@ -147,16 +150,16 @@ def _channel(settings: Settings | None, queue: str, blocked_s: float = 10.0) -> 
             raise QueueRefused(
                 f"The broker refused access to {queue!r}.",
                 why=broker_words(error),
-                fix="grant the right on this virtual host (management UI, Admin, the user)",
+                fix="grant the permission on this virtual host (management UI, Admin, the user)",
             ) from error
 
 
 def _take(channel: Any, queue: str, limit: int | None = None) -> Iterator[tuple[Any, Any, bytes]]:
-    """Give the messages that are in the queue now; one that is dead-lettered meanwhile is not."""
+    """Yield the messages that are in the queue now, but none that is dead-lettered meanwhile."""
     try:
         count = channel.queue_declare(queue, passive=True).method.message_count
     except pika.exceptions.ChannelClosedByBroker as error:
-        if error.reply_code == 404:  # nothing was dead-lettered yet
+        if error.reply_code == 404:  # nothing has been dead-lettered yet
             return
         raise
     for _ in range(count if limit is None else min(count, limit)):

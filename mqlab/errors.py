@@ -1,26 +1,26 @@
 """Every error that mqlab raises, in one tree.
 
     MqlabError
-    ├── SettingsError        a setting or an argument cannot be used: AMQP_URL, a queue name
-    ├── TaskError            a task, or a message body, that is not valid (also a ValueError)
+    ├── SettingsError        a setting or an argument is not valid: AMQP_URL, a queue name
+    ├── TaskError            a task or a message body is not valid (also a ValueError)
     ├── BrokerError          a broker could not be found, started or stopped
-    │   ├── NoBrokerFound    none of the ways to get a broker works on this machine
+    │   ├── NoBrokerFound    no way to get a broker works on this machine
     │   ├── PortTaken        something else listens on the port
-    │   └── StartFailed      the broker was started and did not become ready
+    │   └── StartFailed      the broker was started, but did not become ready
     ├── ConnectError         no AMQP handshake could be completed at that address
-    │   └── AccessRefused    the broker answered, and refused the user, password or virtual host
-    ├── QueueRefused         the broker closed the channel: it refuses what was asked of the queue
-    │   └── QueueMismatch    the queue exists with other properties than the ones asked for
-    ├── SendError            a task that was not accepted
+    │   └── AccessRefused    the broker refused the user, the password or the virtual host
+    ├── QueueRefused         the broker closed the channel: it refused a request for the queue
+    │   └── QueueMismatch    the queue exists with properties that differ from those requested
+    ├── SendError            a task was not accepted
     │   ├── Unroutable       the exchange had no queue for the routing key (basic.return)
     │   ├── Rejected         the broker refused the message: basic.nack, or a closed channel
-    │   └── NotSent          the time was up before the message was given to the network
-    ├── OutcomeUnknown       the message was given to the network, and no confirm came in time
-    ├── ConsumerError        the background consumer cannot be used like this, or has failed
-    └── WaitTimeout          a bounded wait ended first (also a TimeoutError)
+    │   └── NotSent          time ran out before the message was written to the network
+    ├── OutcomeUnknown       the message was written to the network, but no confirm arrived in time
+    ├── ConsumerError        the background consumer was used in the wrong order, or has failed
+    └── WaitTimeout          a wait reached its time limit (also a TimeoutError)
 
-Each one says what happened, the likely reason, and what to do next.
-The pika error, where there is one, stays chained as ``__cause__``.
+Each states what happened, the likely reason, and what to do next.
+If a pika error caused it, that is chained as ``__cause__``.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,9 +30,9 @@ SendOutcome = Literal["unroutable", "rejected", "not sent", "unknown"]
 
 
 class MqlabError(Exception):
-    """Base of all errors of mqlab.
+    """Base class of all mqlab errors.
 
-    ``what`` happened; ``why``, the likely reason; ``fix``, what to do or type next.
+    ``what`` happened, ``why`` (the likely reason), and how to ``fix`` it.
     """
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
@@ -46,11 +46,11 @@ class MqlabError(Exception):
 
 
 class SettingsError(MqlabError):
-    """A setting or an argument cannot be used."""
+    """A setting or an argument is not valid."""
 
 
 class TaskError(MqlabError, ValueError):
-    """A task, or a message body, that is not valid."""
+    """A task or a message body is not valid."""
 
 
 class BrokerError(MqlabError):
@@ -58,7 +58,7 @@ class BrokerError(MqlabError):
 
 
 class NoBrokerFound(BrokerError):
-    """None of the ways to get a broker works on this machine."""
+    """No way to get a broker works on this machine."""
 
 
 class PortTaken(BrokerError):
@@ -66,7 +66,7 @@ class PortTaken(BrokerError):
 
 
 class StartFailed(BrokerError):
-    """The broker was started and did not become ready."""
+    """The broker was started, but did not become ready."""
 
 
 class ConnectError(MqlabError):
@@ -74,21 +74,21 @@ class ConnectError(MqlabError):
 
 
 class AccessRefused(ConnectError):
-    """The broker answered, and refused the user, the password or the virtual host."""
+    """The broker refused the user, the password or the virtual host."""
 
 
 class QueueRefused(MqlabError):
-    """The broker closed the channel: it refuses what was asked of the queue, or of its messages."""
+    """The broker closed the channel: it refused a request for the queue or its messages."""
 
 
 class QueueMismatch(QueueRefused):
-    """The queue exists with other properties than the ones asked for."""
+    """The queue exists with properties that differ from those requested."""
 
 
 class _TaskOutcomes(MqlabError):
-    """Shared by the errors of sending: ``outcomes`` has one entry for each task not confirmed.
+    """Base of the errors of sending. ``outcomes`` has an entry for each task not confirmed.
 
-    Its keys are task ids; its values ``unroutable``, ``rejected``, ``not sent`` or ``unknown``.
+    The keys are task ids, the values ``unroutable``, ``rejected``, ``not sent`` or ``unknown``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class _TaskOutcomes(MqlabError):
 
 
 class SendError(_TaskOutcomes):
-    """A task that the broker did not accept."""
+    """The broker did not accept a task."""
 
 
 class Unroutable(SendError):
@@ -116,40 +116,41 @@ class Rejected(SendError):
 
 
 class NotSent(SendError):
-    """The time was up before the message was given to the network."""
+    """Time ran out before the message was written to the network."""
 
 
 class OutcomeUnknown(_TaskOutcomes):
-    """The message was given to the network, and no confirm came in time.
+    """The message was written to the network, but no confirm arrived in time.
 
-    It may be in the queue now, arrive later, or never: sending it again may duplicate it.
+    It may be in the queue now, arrive later, or never arrive. Sending it again may create a
+    duplicate.
     """
 
 
 class ConsumerError(MqlabError):
-    """The background consumer cannot be used like this, or has failed."""
+    """The background consumer was used in the wrong order, or has failed."""
 
 
 class WaitTimeout(MqlabError, TimeoutError):
-    """A bounded wait ended before what it waited for."""
+    """A wait reached its time limit."""
 
 
 def describe(error: BaseException, limit: int = 500) -> str:
-    """Name an exception in one line that UTF-8 can encode, even one whose own text cannot be made.
+    """Describe an exception in at most ``limit`` characters that UTF-8 can encode.
 
-    ``limit`` is in characters.
+    Works even if the exception's own ``__str__`` fails.
     """
 
     def make(what: Callable[[], object]) -> str:
         try:
             return str(what())[:limit].encode("utf-8", "backslashreplace").decode().strip()
-        except BaseException:  # an exception's own code may do anything
-            return "(it could not be made)"
+        except BaseException:  # __str__ of an exception may raise anything
+            return "(its text could not be read)"
 
     parts = [make(lambda: type(error).__name__), make(lambda: error)]
     return ": ".join(part for part in parts if part)[:limit]
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal might obey, or cannot show: control characters, lone surrogates."""
+    """Escape what a terminal may act on or cannot show: control characters, lone surrogates."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

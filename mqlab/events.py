@@ -1,7 +1,7 @@
-"""What happens to producers, consumers and their tasks, reported once: to subscribers and a logger.
+"""Report what happens to producers, consumers and their tasks, to subscribers and to a logger.
 
-The logger is ``mqlab``: connections at INFO and WARNING, tasks at DEBUG. Subscribers are called in
-the thread where it happened, mostly an I/O thread, so they must be quick and must not block.
+The logger is ``mqlab``: connections at INFO, WARNING and ERROR, tasks at DEBUG. Subscribers are
+called in the thread that reports the event, often an I/O thread, so they must not block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Literal
 EventKind = Literal["opened", "lost", "failed", "closed", "sent", "received", "started", "settled"]
 
 logger = logging.getLogger("mqlab")
-logger.addHandler(logging.NullHandler())  # or Python's last resort would print from a thread
+logger.addHandler(
+    logging.NullHandler()
+)  # otherwise Python's default handler would print from a thread
 _LEVELS: dict[str, int] = {
     "opened": logging.INFO,
     "closed": logging.INFO,
@@ -27,11 +29,11 @@ _subscribers: list[Callable[[Event], object]] = []
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened, ``at`` seconds since 1970.
+    """One event, at the time ``at`` (seconds since 1970).
 
-    ``source`` is the Producer or BackgroundConsumer (None for a bare connection). ``record`` is a
-    TaskRecord for received, started and settled, a SendRecord or SendManyRecord for sent.
-    ``detail`` is what the broker or the network said, for lost and failed.
+    ``source`` is the Producer or BackgroundConsumer, or None if there is none. ``record`` is a
+    TaskRecord for received, started and settled; a SendRecord or SendManyRecord for sent.
+    ``detail`` is the error of the broker or the network, for lost and failed.
     """
 
     kind: EventKind
@@ -43,7 +45,7 @@ class Event:
 
 
 def subscribe(callback: Callable[[Event], object]) -> Callable[[], None]:
-    """Have ``callback`` called with every event from now on; call the result to end that."""
+    """Call ``callback`` with every event from now on. The returned function unsubscribes it."""
     _subscribers.append(callback)
 
     def unsubscribe() -> None:
@@ -54,12 +56,12 @@ def subscribe(callback: Callable[[Event], object]) -> Callable[[], None]:
 
 
 def are_wanted() -> bool:
-    """Whether anybody listens: a subscriber, or the logger at DEBUG. For what happens often."""
+    """Whether there is a subscriber or the logger is at DEBUG. Check it before frequent events."""
     return bool(_subscribers) or logger.isEnabledFor(logging.DEBUG)
 
 
 def publish(kind: EventKind, source: Any, queue: str, record: Any = None, detail: str = "") -> None:
-    """Report an event. An exception in a subscriber is logged and does no further harm."""
+    """Report an event. If a subscriber raises an exception, it is only logged."""
     level = _LEVELS.get(kind, logging.DEBUG)
     if logger.isEnabledFor(level):
         logger.log(level, "%s %s%s", queue, kind, f": {detail or record}" * bool(detail or record))

@@ -1,9 +1,9 @@
-"""Sending tasks so that a task whose ``send`` returned is in a queue.
+"""Send tasks so that, once ``send`` has returned, the task is in the queue.
 
-Three things make that true, and each alone is not enough: publisher confirms (the broker says that
-it has taken the message over), ``mandatory`` (it returns the message if no queue would get it), and
-publishing again what was not confirmed, with the same ``message_id``, after a lost connection.
-Source: RabbitMQ's guides on publisher confirms and on reliability. ``_outbox`` does the publishing.
+It takes three things: publisher confirms (the broker confirms that it is responsible for the
+message), ``mandatory`` (the broker returns a message that it cannot route to any queue), and
+publishing unconfirmed messages again after a lost connection, with the same ``message_id``.
+``_outbox`` does the publishing. See RabbitMQ's guides on publisher confirms and on reliability.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ STATES: dict[str, ProducerState] = {
 
 
 class Producer:
-    """Sends tasks to one queue over a connection that is kept. Safe to use from many threads.
+    """Sends tasks to one queue over a connection that stays open. Thread-safe.
 
-    The queue is declared as the walk-through does it: durable, without arguments. With
-    ``declare=False`` it is used as it is; sending to one that is not there raises Unroutable.
-    ``timeout_s`` bounds the opening and is the bound of each send that does not give its own.
-    Raises SettingsError for an argument that cannot be used, ConnectError or AccessRefused if the
-    broker cannot be reached, QueueRefused if it refuses the queue, QueueMismatch if that exists
-    with other properties. A context manager; leaving it closes the producer.
+    The queue is declared as in the walk-through: durable, without arguments. With
+    ``declare=False`` it is used as it is, and sending to a missing queue raises Unroutable.
+    ``timeout_s`` is the time limit for connecting, and the default for each send.
+
+    Raises SettingsError for an argument that is not valid, ConnectError if the broker cannot be
+    reached, AccessRefused or QueueRefused if it refuses the login or the queue, and QueueMismatch
+    if the queue exists with different properties. A context manager: leaving it closes the
+    producer.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Producer:
             owner=self,
             heartbeat_s=heartbeat_s,
         )
-        # An interrupt may strike before the caller has a name for this object.
+        # An interrupt may strike before the caller holds this object.
         weakref.finalize(self, self._connection.close_soon).atexit = False
         try:
             self._connection.open(self.timeout_s)
@@ -83,7 +85,7 @@ class Producer:
     def __exit__(self, *_exc: object) -> None:
         try:
             self.close()
-        except BaseException:  # an interrupt: nobody will close it a second time
+        except BaseException:  # an interrupt: nobody will call close again
             self._connection.close_soon()
             raise
 
@@ -95,9 +97,9 @@ class Producer:
     ) -> SendRecord:
         """Send one task; return when the broker has confirmed that it is in the queue.
 
-        Give ``task_id`` to send a task again whose outcome was unknown. Raises TaskError if
-        ``data`` cannot be sent, Unroutable, Rejected or NotSent if the task was not accepted,
-        OutcomeUnknown if no confirm came within ``timeout_s`` seconds.
+        To send a task again whose outcome was unknown, pass its ``task_id``. Raises TaskError if
+        ``data`` cannot be sent; Unroutable, Rejected or NotSent if the task was not accepted; and
+        OutcomeUnknown if no confirm arrived within ``timeout_s`` seconds.
         """
         started = time.perf_counter()
         deadline, bound_s = self._begin(timeout_s)
@@ -124,9 +126,9 @@ class Producer:
     def send_many(self, items: Iterable[Any], *, timeout_s: float | None = None) -> SendManyRecord:
         """Send a task for each of ``items``; return when the broker has confirmed all of them.
 
-        All are encoded first: if one of them cannot be, TaskError is raised and nothing is sent.
-        Raises what ``send`` raises, with an entry in ``outcomes`` for each task that was not
-        confirmed. ``timeout_s`` bounds the whole.
+        All items are encoded first: if one cannot be, TaskError is raised and nothing is sent.
+        Raises the errors of ``send``, with an entry in ``outcomes`` for each task that was not
+        confirmed. ``timeout_s`` is the time limit for all of them together.
         """
         started = time.perf_counter()
         deadline, bound_s = self._begin(timeout_s)
@@ -144,7 +146,7 @@ class Producer:
         return record
 
     def status(self) -> ProducerStatus:
-        """Return what the producer is doing now. Costs nothing and never blocks."""
+        """Return what the producer is doing now. Cheap, and never blocks."""
         connection, outbox = self._connection, self._outbox
         return ProducerStatus(
             state=STATES[connection.state],
@@ -160,21 +162,21 @@ class Producer:
 
     @property
     def declare_s(self) -> float:
-        """Seconds that it took to open the channel, declare the queue and ask for confirms."""
+        """Seconds that it took to open the channel, declare the queue and enable confirms."""
         return self._connection.declare_s
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Close the connection. A send still waiting in another thread ends with its outcome."""
+        """Close the connection. Sends that still wait in other threads end with their outcomes."""
         self._connection.close(check_seconds("timeout_s", timeout_s))
 
     def _begin(self, timeout_s: float | None) -> tuple[float, float]:
-        """Check that a send may begin, and wait while too many bytes of others are waiting."""
+        """Check that a send may begin, and wait while too many unsent bytes are waiting."""
         bound_s = self.timeout_s if timeout_s is None else check_seconds("timeout_s", timeout_s)
         if self._connection.error is not None:
             raise self._connection.error
         if self._connection.is_closing:
             raise MqlabError(
-                "This producer is closed.", fix="create another one: Producer(queue=...)"
+                "This producer is closed.", fix="create a new one: Producer(queue=...)"
             )
         deadline = time.monotonic() + bound_s
         self._wait_for_room(deadline)
@@ -194,17 +196,17 @@ class Producer:
         connection, outbox = self._connection, self._outbox
         source, ids = iter(messages), list[str]()
         try:
-            # In pieces: the I/O thread publishes the first while the next are being made.
+            # In pieces: the I/O thread publishes one while the next is prepared.
             while piece := _take_piece(source):
                 ids += [message.task_id for message in piece]
                 connection.run(partial(outbox.accept, piece))
                 self._wait_for_room(deadline)
             in_time = batch.wait(deadline - time.monotonic())
-        except BaseException:  # Ctrl-C or a kernel interrupt: what is not sent yet is not sent
+        except BaseException:  # Ctrl-C or a kernel interrupt: send nothing more
             connection.run(lambda: outbox.withdraw(batch))
             raise
         if not in_time:
-            # Only the I/O thread knows what is on the wire, so it decides what became of the rest.
+            # Only the I/O thread knows what was written, so it decides the remaining outcomes.
             connection.run(lambda: outbox.withdraw(batch))
             if not batch.wait(2.0):  # the I/O thread has ended, or is too busy to decide
                 rest: SendOutcome = "not sent" if connection.has_ended else "unknown"
@@ -226,7 +228,7 @@ class Producer:
 
 
 def _take_piece(source: Iterable[Message]) -> list[Message]:
-    """The next messages, as many as make one block."""
+    """Take the messages for the next block."""
     piece: list[Message] = []
     size = 0
     for message in islice(source, BLOCK):

@@ -1,4 +1,4 @@
-"""What sending and consuming return: plain records that print themselves as a sentence."""
+"""The records that sending and consuming return. The repr of each is a sentence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Outcome = Literal["done", "retry", "dead", "lost"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SendRecord:
-    """One task sent and confirmed, and where the time went. Times in seconds, as the caller waited.
+    """One task sent and confirmed, and the seconds that the caller waited for each step.
 
-    ``connect_s`` and ``declare_s`` are 0.0 on a connection that was open already. ``publish_s``
-    ends when the message is handed to the network, ``confirm_s`` when the caller knows.
-    ``repeated`` counts the times it was published again because a channel was lost.
+    ``connect_s`` and ``declare_s`` are 0.0 if the connection was already open. ``publish_s`` ends
+    when the message is written to the network, ``confirm_s`` when ``send`` returns. ``repeated`` is
+    how often the message was published again because a channel was lost.
     """
 
     task_id: str
@@ -48,7 +48,7 @@ class SendRecord:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SendManyRecord:
-    """Many tasks sent and confirmed: their ids in order, and the seconds the caller waited."""
+    """Many tasks sent and confirmed: their ids in order, and how long the caller waited."""
 
     task_ids: tuple[str, ...]
     queue: str
@@ -64,9 +64,9 @@ class SendManyRecord:
 class ProducerStatus:
     """What the producer is doing.
 
-    ``waiting`` messages have no outcome yet; ``blocked`` is the reason of a resource alarm;
-    ``trouble`` is why the channel was last lost, in the broker's words where it gave any, and empty
-    again when something works; ``error`` is what ended a producer that has failed.
+    ``waiting`` messages have no outcome yet. ``blocked`` is the broker's reason for a resource
+    alarm. ``trouble`` is why the channel was last lost, if possible in the broker's words; it is
+    empty once something works again. ``error`` is the error that ended a failed producer.
     """
 
     state: ProducerState
@@ -91,13 +91,13 @@ class ProducerStatus:
 
 @dataclass(slots=True, repr=False)
 class TaskRecord:
-    """What became of one delivery. Times are seconds since 1970, None until they are known.
+    """The outcome of one delivery. Times are seconds since 1970, or None until they are known.
 
-    ``outcome`` is ``done``, ``retry`` (it failed and went back to the queue for another attempt),
-    ``dead`` (it is in the dead queue) or ``lost`` (the channel was lost before the ack, so the
-    broker delivers it again; ``error`` says why). ``attempt`` counts from 1; ``redelivered`` is the
-    broker's flag. ``acked_at`` is when the ack was handed to the network; the broker does not
-    confirm an ack. Of old records, large data and results are not kept.
+    ``outcome`` is ``done``, ``retry`` (it failed and goes back to the queue for another attempt),
+    ``dead`` (it goes to the dead-letter queue) or ``lost`` (the channel was lost before the ack, so
+    the broker delivers it again; ``error`` has the reason). ``attempt`` counts from 1;
+    ``redelivered`` is the broker's flag. ``acked_at`` is when the ack was written to the network;
+    the broker does not confirm acks. Old records may lose large data and results.
     """
 
     task_id: str | None
@@ -129,9 +129,9 @@ class TaskRecord:
 class ConsumerStatus:
     """What the consumer is doing.
 
-    ``prefetched`` deliveries are here and wait for a worker, ``working`` are being worked on.
-    ``trouble`` is what keeps something from working, in the broker's words where it gave any, and
-    empty again when it works; ``error`` is what ended a consumer that has failed.
+    ``prefetched`` deliveries wait for a worker; ``working`` tasks are running. ``trouble`` is what
+    went wrong, if possible in the broker's words; it is empty once that works again. ``error`` is
+    the error that ended a failed consumer.
     """
 
     state: ConsumerState
@@ -161,7 +161,7 @@ class ConsumerStatus:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StopReport:
-    """What ``stop`` left: tasks done in all, and the ids of those that went back to the queue."""
+    """What ``stop`` returns: how many tasks were done, and the ids of those that were requeued."""
 
     done: int
     returned: tuple[str, ...]

@@ -1,9 +1,9 @@
 """The address of the broker, checked as soon as it is read.
 
 It comes from ``AMQP_URL`` if that is set, else from ``MQLAB_AMQP_PORT`` and
-``MQLAB_MANAGEMENT_PORT``; by default it is the walk-through's: guest on 127.0.0.1, ports 5673 and
-15673. ``MQLAB_MANAGEMENT_URL`` is the address of the management API, with a login of its own if it
-needs one. No text or repr contains a password. ``mqlab.broker`` finds and starts brokers.
+``MQLAB_MANAGEMENT_PORT``. The default is the walk-through's: guest on 127.0.0.1, ports 5673 and
+15673. ``MQLAB_MANAGEMENT_URL`` is the address of the management API, with its own login if needed.
+No error message or repr contains a password. ``mqlab.broker`` finds and starts brokers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mqlab.errors import SettingsError
 AMQP_PORT = 5673
 MANAGEMENT_PORT = 15673
 HEARTBEAT_S = 15
-"""Seconds; RabbitMQ's heartbeat guide recommends 5 to 20. Silence shows after 2 x (this + 5)."""
+"""Seconds. RabbitMQ's guide recommends 5 to 20. Silence is noticed within 2 x (this + 5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Settings:
     """The address of one broker: host, port, virtual host and user, and its management API.
 
     A login in ``management_url`` (``http://user:password@host:15672``) is moved to
-    ``management_login``, so the URL can be printed. Raises SettingsError if the URL cannot be used.
+    ``management_login``, so the URL can be printed. Raises SettingsError if the URL is not valid.
     """
 
     host: str = "127.0.0.1"
@@ -41,7 +41,7 @@ class Settings:
     tls: bool = False
     management_url: str = f"http://127.0.0.1:{MANAGEMENT_PORT}"
     management_login: tuple[str, str] | None = field(default=None, repr=False)
-    """User and password for the management API where they differ from those for AMQP."""
+    """User and password for the management API, if they differ from those for AMQP."""
 
     def __post_init__(self) -> None:
         example = "MQLAB_MANAGEMENT_URL=http://user:password@host:15672"
@@ -54,12 +54,12 @@ class Settings:
 
     @classmethod
     def on_this_machine(cls, port: int, management_port: int) -> Settings:
-        """Return the address of a broker at these ports of 127.0.0.1, with the default login."""
+        """Return the address of a broker at these ports on 127.0.0.1, with the default login."""
         return cls(port=port, management_url=f"http://127.0.0.1:{management_port}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the address from the environment. Raises SettingsError if a value cannot be used."""
+        """Read the address from the environment. Raises SettingsError if a value is not valid."""
         management_url = environ.get("MQLAB_MANAGEMENT_URL") or None
         if "AMQP_URL" in environ:
             return cls.from_url(environ["AMQP_URL"], management_url=management_url)
@@ -74,12 +74,12 @@ class Settings:
 
         The default port is 5672 (TLS: 5671). Without a virtual host, or with a bare ``/``, it is
         ``/``. The management API is expected 10,000 ports higher unless ``management_url`` is
-        given. Raises SettingsError, which never shows the password, if a URL cannot be used.
+        given. Raises SettingsError, which never shows the password, if a URL is not valid.
         """
         example = "AMQP_URL=amqp://user:password@host:5672/vhost"
         parts = _split(url, ("amqp", "amqps"), example)
         if "/" in parts.path[1:]:
-            raise _unusable(example, "a / that is part of the virtual host's name is written %2F")
+            raise _unusable(example, "write a / in the virtual host's name as %2F")
         tls = parts.scheme == "amqps"
         port = parts.port or (5671 if tls else 5672)
         name = str(parts.hostname)
@@ -97,12 +97,12 @@ class Settings:
 
     @property
     def address(self) -> str:
-        """``host:port``, for messages."""
+        """``host:port``, to show in messages."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
-        """Whether the broker is on this machine, by its name."""
+        """Whether the host name stands for this machine."""
         return self.host in ("127.0.0.1", "localhost", "::1")
 
     @property
@@ -126,9 +126,9 @@ class Settings:
     def parameters(self, *, name: str = "mqlab", timeout_s: float = 5.0, **options: Any) -> Any:
         """Return ``pika.ConnectionParameters`` for this broker.
 
-        The management UI shows ``name`` as the name of the connection. ``timeout_s`` is for
-        connecting as a whole, including name resolution and the handshake. ``options`` are passed
-        to pika and override what is set here.
+        The management UI shows ``name`` as the connection's name. ``timeout_s`` is the time limit
+        for connecting, including name resolution and the handshake. ``options`` are passed to
+        pika.
         """
         if self.tls:
             context = ssl.create_default_context()
@@ -159,22 +159,22 @@ def read_port(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _split(url: str, schemes: tuple[str, str], example: str) -> SplitResult:
-    """Split a URL and check what every URL here must have. Raises SettingsError."""
+    """Split a URL and check the parts that every URL here must have. Raises SettingsError."""
     try:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError:
-        # `from None`: urllib's own message may quote the URL, password included.
-        raise _unusable(example, "its host or port cannot be read") from None
+        # `from None`: urllib's own message may contain the URL, including the password.
+        raise _unusable(example, "its host or port is not valid") from None
     if parts.scheme not in schemes:
         raise _unusable(example, f"it must begin with {schemes[0]}:// or {schemes[1]}://")
     if not parts.hostname:
-        raise _unusable(example, "it names no host")
+        raise _unusable(example, "it has no host")
     if port == 0:
-        raise _unusable(example, "port 0 is not a port to connect to")
+        raise _unusable(example, "port 0 cannot be connected to")
     if parts.query or parts.fragment:
         raise _unusable(
-            example, "mqlab reads no options after ? or # (in a password, write %3F or %23)"
+            example, "options after ? or # are not supported (in a password, write %3F or %23)"
         )
     return parts
 

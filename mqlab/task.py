@@ -1,7 +1,7 @@
-"""The slow work, and the message that asks for it.
+"""Tasks, and the messages that carry them.
 
-``Task`` is the one place where a message body is written and read; whatever does not fit is
-refused at both ends. Sending and receiving are left to ``producer`` and ``consumer``.
+Only ``Task`` writes and reads message bodies, and refuses invalid ones at both ends. ``producer``
+and ``consumer`` send and receive them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mqlab.errors import TaskError
 
 QUEUE = "heavy_tasks_queue"
 MAX_DATA_BYTES = 1024 * 1024
-"""A message is a note that says what to do. Put what is bigger in a file and send its name."""
+"""A message describes work. Store larger data in a file, and send the file's name."""
 MAX_BODY_BYTES = MAX_DATA_BYTES + 2048
-"""What arrives may be larger by the rest of the message: the id and the timestamp."""
+"""A body also has the id and the timestamp."""
 MAX_ID_BYTES = 255
 """AMQP 0-9-1 carries ``message_id`` as a short string: 255 bytes at most."""
 
@@ -35,15 +35,15 @@ class Task:
     def to_json(self) -> bytes:
         """Write the message body: a JSON object with ``task_id``, ``data`` and ``timestamp``.
 
-        Raises TaskError if a field is not valid, or as ``encode_data`` does.
+        Raises TaskError if a field is not valid, or ``encode_data`` refuses the data.
         """
         return encode_body(self.task_id, encode_data(self.data), self.timestamp)
 
     @classmethod
     def from_json(cls, body: bytes) -> Task:
-        """Read a message body. Raises TaskError, with the reason, for whatever is not a task.
+        """Read a message body. Raises TaskError, with the reason, if it is not a task.
 
-        Keys beside the three are allowed and ignored, so that a newer sender can add some.
+        Further keys are ignored, so that a newer sender can add some.
         """
         if len(body) > MAX_BODY_BYTES:
             raise TaskError(
@@ -52,12 +52,12 @@ class Task:
         try:
             text = body.decode()
             fields = _DECODER.decode(text)
-            if "\\u" in text:  # an escape may hide half of a surrogate pair: see that it encodes
+            if "\\u" in text:  # an escape may be a lone surrogate: check that UTF-8 can encode it
                 _ENCODER.encode(fields).encode()
         except UnicodeDecodeError as error:
             raise TaskError(f"the body is not UTF-8: {error.reason}") from error
         except UnicodeEncodeError as error:
-            raise TaskError("the body has half of a surrogate pair") from error
+            raise TaskError("the body contains a lone surrogate") from error
         except RecursionError as error:
             raise TaskError("the body is nested too deeply") from error
         except ValueError as error:
@@ -74,16 +74,16 @@ class Task:
 def encode_data(data: Any) -> str:
     """Write a task's data as JSON.
 
-    Raises TaskError if ``data`` is not something JSON can hold, would come back as something else
-    (a tuple, a dict with keys that are not text), or is over MAX_DATA_BYTES.
+    Raises TaskError if JSON cannot represent ``data``, would change it (tuples, dict keys that are
+    not strings), or takes more than MAX_DATA_BYTES for it.
     """
     try:
         text = _ENCODER.encode(data)
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
-        raise _refuse("it has half of a surrogate pair, which UTF-8 cannot hold") from error
+        raise _refuse("it contains a lone surrogate, which UTF-8 cannot encode") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise _refuse(str(error), fix="send text, numbers, lists and dicts") from error
+        raise _refuse(str(error), fix="send strings, numbers, lists and dicts") from error
     if size > MAX_DATA_BYTES:
         raise _refuse(
             f"it has {size:,} bytes as JSON, and the limit is {MAX_DATA_BYTES:,}",
@@ -91,20 +91,20 @@ def encode_data(data: Any) -> str:
         )
     if not isinstance(data, str) and _DECODER.decode(text) != data:
         raise _refuse(
-            "JSON would change it on the way", fix="use lists for tuples, and text for dict keys"
+            "JSON would change it", fix="use lists instead of tuples, and strings as dict keys"
         )
     return text
 
 
 def encode_body(task_id: str, data_json: str, timestamp: float) -> bytes:
-    """Write a message body around what ``encode_data`` has given. Raises TaskError."""
+    """Write a message body around the text that ``encode_data`` returned. Raises TaskError."""
     _check_fields(task_id, timestamp)
     task_id_json = _ENCODER.encode(task_id)
     text = f'{{"task_id": {task_id_json}, "data": {data_json}, "timestamp": {timestamp!r}}}'
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise _refuse("its task_id has half of a surrogate pair") from error
+        raise _refuse("its task_id contains a lone surrogate") from error
 
 
 def _check_fields(task_id: Any, timestamp: Any) -> None:
@@ -112,10 +112,10 @@ def _check_fields(task_id: Any, timestamp: Any) -> None:
     if plain and 0 < len(task_id) <= MAX_ID_BYTES // 4:  # a character is at most 4 bytes
         return
     if not isinstance(task_id, str) or not task_id:
-        raise TaskError(f"task_id must be text that is not empty, not {_shown(task_id)}")
+        raise TaskError(f"task_id must be a string that is not empty, not {_shown(task_id)}")
     if len(task_id) > MAX_ID_BYTES // 4 and len(task_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
         raise TaskError(f"task_id is over {MAX_ID_BYTES} bytes")
-    # bool is an int in Python, and true is no time.
+    # bool is an int in Python, but true is not a time.
     if isinstance(timestamp, bool) or not isinstance(timestamp, (int, float)):
         raise TaskError(f"timestamp must be a number of seconds, not {_shown(timestamp)}")
     try:
@@ -123,13 +123,13 @@ def _check_fields(task_id: Any, timestamp: Any) -> None:
     except OverflowError:  # an int too large for a float
         usable = False
     if not usable:
-        raise TaskError(f"timestamp must be a number of seconds from 0 on, not {_shown(timestamp)}")
+        raise TaskError(f"timestamp must be 0 or more seconds, not {_shown(timestamp)}")
 
 
 def _shown(value: Any) -> str:
     try:
         return repr(value)[:40]
-    except ValueError:  # Python refuses to write an int of more than 4,300 digits
+    except ValueError:  # Python refuses to convert an int of more than 4,300 digits
         return f"a very large {type(value).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""The original walk-through's functions and the lines that they print."""
+"""The functions of the original walk-through, which print its lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULE = "-" * 57
 
 @dataclass(frozen=True, slots=True)
 class SyncRecord:
-    """One client that did the slow work itself: how long it waited, in seconds, and for what."""
+    """A client that did the slow work itself: the task, and how many seconds it waited."""
 
     task_id: str
     data: Any
@@ -35,12 +35,12 @@ def perform_heavy_task(
 ) -> tuple[str, str]:
     """Do the slow work: wait ``duration_s`` seconds and return ``(task_id, result)``.
 
-    Gives the task a new id unless ``task_id`` is there. In the main thread it prints its start,
-    a dot a second, and its end; in any other thread it prints nothing, because a notebook would
-    show that under whichever cell happens to run. Raises TaskError if the time is negative.
+    Without ``task_id``, the task gets a new id. In the main thread, prints the start, a dot each
+    second, and the end. In any other thread it prints nothing, because a notebook would show that
+    under whichever cell is running. Raises TaskError if ``duration_s`` is negative.
     """
     if not (math.isfinite(duration_s) and duration_s >= 0):
-        raise TaskError(f"duration_s={duration_s!r} is not a number of seconds from 0 on")
+        raise TaskError(f"duration_s={duration_s!r} is not 0 or more seconds")
     task_id = task_id or str(uuid.uuid4())
     in_main_thread = threading.current_thread() is threading.main_thread()
     end = time.monotonic() + duration_s
@@ -61,10 +61,10 @@ def perform_heavy_task(
 def run_synchronous_experiment(
     data: Any, *, duration_s: float = 5.0, quiet: bool = False
 ) -> SyncRecord:
-    """Be the client that does the slow work itself, and measure how long it is blocked.
+    """Do the slow work in the client, and measure how long the client is blocked.
 
-    Prints the walk-through's lines unless ``quiet``. ``duration_s`` is the length of the work in
-    seconds. Raises TaskError if that is negative.
+    Prints the walk-through's lines unless ``quiet``. The work takes ``duration_s`` seconds. Raises
+    TaskError if that is negative.
     """
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
         print(RULE)
@@ -87,10 +87,10 @@ def send_task_to_queue(
     timeout_s: float = 10.0,
     quiet: bool = False,
 ) -> SendRecord:
-    """Send one task over a connection of its own, as the walk-through does, and time each step.
+    """Send one task over its own connection, as in the walk-through, and time each step.
 
-    Prints the walk-through's lines unless ``quiet``; its "immediate wait time" is the publish
-    alone, and the record has the rest. Raises what Producer and ``Producer.send`` raise.
+    Prints the walk-through's lines unless ``quiet``. The "immediate wait time" in them is only the
+    publish; the record has the other steps. Raises the errors of Producer and ``Producer.send``.
     """
     started = time.perf_counter()
     with Producer(queue, settings=settings, timeout_s=timeout_s) as producer:
