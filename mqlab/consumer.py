@@ -30,7 +30,7 @@ from mqlab.arguments import (
     check_seconds,
 )
 from mqlab.connection import Connection, open_connections
-from mqlab.errors import ConsumerError, TaskError, WaitTimeout, describe
+from mqlab.errors import ConsumerError, TaskError, WaitTimeout, describe, stops_with
 from mqlab.records import ConsumerState, ConsumerStatus, StopReport, TaskRecord
 from mqlab.settings import HEARTBEAT_S, Settings
 from mqlab.task import QUEUE, Task
@@ -142,6 +142,7 @@ class BackgroundConsumer:
             raise
         return self
 
+    @stops_with("You stopped waiting; the consumer works on. Wait again, or stop it.")
     def wait(self, count: int, timeout_s: float, *, show_progress: bool = True) -> list[TaskRecord]:
         """Wait until ``count`` tasks are done or dead; return their records, oldest first.
 

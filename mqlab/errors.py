@@ -23,9 +23,12 @@ Each states what happened, the likely reason, and what to do next.
 If a pika error caused it, that is chained as ``__cause__``.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 SendOutcome = Literal["unroutable", "rejected", "not sent", "unknown"]
 
 
@@ -133,6 +136,29 @@ class ConsumerError(MqlabError):
 
 class WaitTimeout(MqlabError, TimeoutError):
     """A wait reached its time limit."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised when something that waits is interrupted. Jupyter shows its sentence, no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]
+
+
+def stops_with(sentence: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function that waits: an interrupt raises Stopped with this sentence."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            try:
+                return function(*args, **options)
+            except KeyboardInterrupt:
+                raise Stopped(sentence) from None
+
+        return call
+
+    return decorate
 
 
 def describe(error: BaseException, limit: int = 500) -> str:

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mqlab.errors import TaskError
+from mqlab.errors import TaskError, stops_with
 from mqlab.producer import Producer
 from mqlab.records import SendRecord
 from mqlab.settings import Settings
@@ -58,6 +58,7 @@ def perform_heavy_task(
     return task_id, result
 
 
+@stops_with("You stopped the wait. Run the cell again.")
 def run_synchronous_experiment(
     data: Any, *, duration_s: float = 5.0, quiet: bool = False
 ) -> SyncRecord:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from mqlab.errors import SettingsError, WaitTimeout
+from mqlab.errors import SettingsError, WaitTimeout, stops_with
 from mqlab.walkthrough import perform_heavy_task
 
 
@@ -74,6 +74,7 @@ class Summary:
         )
 
 
+@stops_with("You stopped the run. Run the cell again.")
 def run_waiting_clients(
     clients: int,
     *,

@@ -14,7 +14,7 @@ from typing import Any
 import pika.exceptions
 
 from mqlab.commands import command
-from mqlab.errors import MqlabError
+from mqlab.errors import MqlabError, Stopped
 
 CORRECT, INCORRECT = "correct", "incorrect"
 NOT_ATTEMPTED, NOT_CHECKED = "not attempted", "could not be checked"
@@ -70,13 +70,6 @@ class NotChecked(Exception):
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why)
         self.why, self.fix = why, fix
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised when a check is interrupted. Jupyter shows its sentence, and no traceback."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"KeyboardInterrupt: {self}"]
 
 
 @dataclass(frozen=True, repr=False)
