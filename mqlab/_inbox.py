@@ -77,7 +77,7 @@ class Delivery:
 
     @property
     def key(self) -> Key:
-        """What identifies the message when it is delivered again."""
+        """Identifies the message when it is redelivered."""
         return self.properties.message_id, hash(self.body)
 
     def find_id(self) -> str | None:
@@ -368,7 +368,7 @@ class Inbox:
         record = delivery.record
         properties = mark(delivery.properties, record, self.queue, self.connection.frame_max)
         if record.outcome == "retry" and ATTEMPTS_HEADER not in properties.headers:
-            record.outcome = "dead"  # there is no header left to count attempts in
+            record.outcome = "dead"  # without the header, attempts cannot be counted
         if record.outcome == "dead":
             self._move_now(Move(delivery, self.dead_queue, properties, delivery.body))
             return

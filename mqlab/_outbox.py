@@ -154,7 +154,7 @@ class Outbox:
             self._suspects = max(0, self._suspects - 1)
         if words:
             self._suspects = max(self._suspects, len(again))
-        if culprit is not None and self._suspects:  # they need not wait long for the next channel
+        if culprit is not None and self._suspects:  # do not delay their next channel
             self.connection.mark_progress()
         for message in again:
             message.returned = False

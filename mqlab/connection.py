@@ -126,7 +126,7 @@ def open_connections() -> list[Connection]:
 def handshake(settings: Settings, timeout_s: float = 5.0) -> str:
     """Complete one AMQP handshake, close, and return the broker's version, such as ``3.10.8``.
 
-    Whatever is at the address, raises ConnectError or AccessRefused within ``timeout_s`` seconds.
+    Raises ConnectError or AccessRefused within ``timeout_s`` seconds, whatever is at the address.
     """
     connection = Connection(
         settings,
