@@ -36,7 +36,7 @@ from mqlab.task import Task
 
 RECORDS_KEPT = 5_000
 RECORDS_BYTES = 64 * 1024 * 1024
-"""The newest records are kept, with their data and results as long as these take less than this."""
+"""The newest records are kept, but their data and results only up to this many bytes in all."""
 HEADER_PREFIX = "mqlab-"
 ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
 QUEUE_HEADER, WORKER_HEADER = "mqlab-queue", "mqlab-worker"

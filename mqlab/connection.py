@@ -28,7 +28,7 @@ from mqlab.settings import Settings
 ConnectionState = Literal["new", "connecting", "ready", "closed", "failed"]
 
 EXIT_S = 4.0
-"""Seconds in which all connections have to close when the process ends."""
+"""Time limit, in seconds, for closing all connections when the process ends."""
 
 
 class Connection(IoThread):

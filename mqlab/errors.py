@@ -139,7 +139,7 @@ class WaitTimeout(MqlabError, TimeoutError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised when something that waits is interrupted. Jupyter shows its sentence, no traceback."""
+    """An interrupt of a function that waits. Jupyter shows its sentence without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"KeyboardInterrupt: {self}"]
