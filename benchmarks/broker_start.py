@@ -1,11 +1,11 @@
-"""What `python -m mqlab broker start` costs over RabbitMQ's own start, both measured in turn.
+"""Compare `mqlab broker start` with RabbitMQ's own start, measured alternately.
 
     python benchmarks/broker_start.py [REPEATS]
 
-RabbitMQ's own: its server script, started directly with the few settings that an ordinary user
-needs, until a bare socket gets the first frame of an AMQP handshake (asked every 10 ms). mqlab's:
-the whole command, Python's start included, until it has printed its line and returned. Each run
-is a first start in an empty folder.
+RabbitMQ's own start is its server script, with the few settings that an unprivileged user needs,
+until a bare socket receives the first frame of an AMQP handshake (it tries every 10 ms). mqlab's is
+the whole command, including the start of Python, until it has printed its line and returned. Each
+run is a first start in an empty folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mqlab.broker.ports import free_port
 
 
 def answers(port: int) -> bool:
-    """Whether a RabbitMQ sends the first frame of a handshake."""
+    """Return whether a broker on this port sends the first frame of a handshake."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0) as client:
         client.settimeout(1.0)
         client.sendall(b"AMQP\x00\x00\x09\x01")
@@ -37,7 +37,7 @@ def answers(port: int) -> bool:
 
 
 def start_rabbitmq(script: Path, folder: Path) -> float:
-    """Seconds of RabbitMQ's own start. It is killed afterwards, its epmd too."""
+    """Return the seconds of RabbitMQ's own start, then kill it and its epmd."""
     port, management_port, epmd_port = free_port(), free_port(), free_port()
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\nmanagement.tcp.port = {management_port}\n"
@@ -54,7 +54,7 @@ def start_rabbitmq(script: Path, folder: Path) -> float:
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
         "RABBITMQ_DIST_PORT": str(free_port()),
         "ERL_EPMD_PORT": str(epmd_port),
-        "MQLAB_NODE_DIR": str(folder),  # only so that the end below finds what it left behind
+        "MQLAB_NODE_DIR": str(folder),  # only so that Node.kill below finds its processes
     }
     started = time.monotonic()
     server = subprocess.Popen(
@@ -74,7 +74,7 @@ def start_rabbitmq(script: Path, folder: Path) -> float:
 
 
 def start_mqlab(script: Path, folder: Path) -> float:
-    """Seconds of the whole command. The node is killed afterwards."""
+    """Return the seconds of the whole command, then kill the node."""
     port, management_port = free_port(), free_port()
     environ = os.environ | {"XDG_STATE_HOME": str(folder), "MQLAB_RABBITMQ": str(script)}
     command = [sys.executable, "-m", "mqlab", "broker", "start", "--way", "local"]
@@ -101,13 +101,13 @@ def main() -> None:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             print(f"{number + 1} of {repeats}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
-    print("| start | median s | least | most |\n|---|---|---|---|")
+    print("| start | median s | shortest | longest |\n|---|---|---|---|")
     for name, values in times.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:.2f} | {min(values):.2f} | {max(values):.2f} |")
     own, ours = times.values()
     print(f"\nratio of the medians: {statistics.median(ours) / statistics.median(own):.2f}")
-    print(f"ratio of the least: {min(ours) / min(own):.2f}   (at most 1.15 wanted)")
+    print(f"ratio of the shortest: {min(ours) / min(own):.2f}   (aim: at most 1.15)")
 
 
 if __name__ == "__main__":

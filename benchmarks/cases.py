@@ -1,8 +1,8 @@
-"""One measured case in a process of its own: ``python benchmarks/cases.py NAME QUEUE COUNT``.
+"""Measure one case in a process of its own: ``python benchmarks/cases.py NAME QUEUE COUNT``.
 
-Prints a JSON object with ``seconds`` for ``count`` messages (or other named figures). Each case
-proves its work before it prints: what was confirmed, what is in the queue, what was done. The time
-of a consumer runs from its first handler call to its last, so that nobody pays for a start.
+Prints a JSON object with ``seconds`` for ``count`` messages, or with other named figures. Before it
+prints, each case checks its work: what was confirmed, what is in the queue, what was done. For a
+consumer, the time runs from the first call of its handler to the last, without its start.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def timed(function: Callable[[], object]) -> dict[str, float]:
 
 
 class Meter:
-    """Called once for each task: notes the first and the last of ``count``."""
+    """A handler that records the times of the first and the last of ``count`` tasks."""
 
     def __init__(self, count: int) -> None:
         self.count, self.seen = count, 0
@@ -91,7 +91,7 @@ def publish_mqlab_many(queue: str, count: int) -> dict[str, float]:
     from mqlab import Producer
 
     with Producer(queue, settings=settings()) as producer:
-        producer.send_many([TEXT] * 100)  # warm: code paths, buffers
+        producer.send_many([TEXT] * 100)  # warm-up
         found = timed(lambda: producer.send_many([TEXT] * count, timeout_s=120))
     wait_for_depth(queue, count + 100)
     return found
@@ -141,7 +141,7 @@ def publish_aio_pika(queue: str, count: int) -> dict[str, float]:
 
 
 def nothing(data: str) -> None:
-    """The work of a task where only the messaging is measured."""
+    """Do nothing, where only the messaging is measured."""
 
 
 def celery_app(queue: str, handle: Any = None) -> tuple[Any, Any]:
@@ -239,7 +239,7 @@ def publish_mqlab_one_by_one(queue: str, count: int) -> dict[str, float]:
 
 
 def publish_connection_per_task(queue: str, count: int) -> dict[str, float]:
-    """The walk-through's way, made honest: connect, declare, publish, confirm, close."""
+    """As in the walk-through, but confirmed: connect, declare, publish, confirm, close."""
 
     def run() -> None:
         for t in tasks(count):
@@ -308,7 +308,7 @@ def consume_pika_callback(queue: str, count: int) -> dict[str, float]:
 
 
 def consume_pika_threaded(queue: str, count: int) -> dict[str, float]:
-    """The threaded consumer of pika's documentation: a thread for each delivery."""
+    """The threaded consumer from pika's documentation, with a thread for each delivery."""
     fill(queue, count)
     meter, lock, threads = Meter(count), threading.Lock(), []
     with blocking() as connection:
@@ -342,7 +342,7 @@ def consume_pika_threaded(queue: str, count: int) -> dict[str, float]:
 
 
 def consume_dramatiq(queue: str, count: int) -> dict[str, float]:
-    os.environ["dramatiq_queue_prefetch"] = str(PREFETCH)  # noqa: SIM112 - its name
+    os.environ["dramatiq_queue_prefetch"] = str(PREFETCH)  # noqa: SIM112 - Dramatiq's name
     import dramatiq
 
     meter = Meter(count)
@@ -378,7 +378,7 @@ def consume_celery(queue: str, count: int) -> dict[str, float]:
     )  # fmt: skip
     thread = threading.Thread(target=lambda: (meter.done.wait(300), stop_celery()))
     thread.start()
-    with contextlib.suppress(SystemExit):  # its way to end
+    with contextlib.suppress(SystemExit):  # how Celery's worker stops
         worker.start()
     thread.join(10)
     wait_for_depth(queue, 0)
@@ -410,7 +410,7 @@ def wait_for_depth(queue: str, count: int) -> None:
 
 
 def latency(queue: str, count: int, consume: Callable[[Callable[[bytes], None]], Any]) -> Any:
-    """Publish one message every 2 ms from a plain pika thread; time until the handler is called."""
+    """Publish a message every 2 ms with pika, and measure the time to the handler's call."""
     waits: list[float] = []
     stop = consume(lambda body: waits.append(time.monotonic() - json.loads(body)["timestamp"]))
     with blocking() as connection:
@@ -466,7 +466,7 @@ def latency_pika_callback(queue: str, count: int) -> dict[str, float]:
 
 
 def memory_mqlab(queue: str, count: int) -> dict[str, float]:
-    """Growth of the resident set, in MB, from 10,000 tasks done to ``count``."""
+    """Return the growth of the resident set, in MB, between 10,000 and ``count`` tasks done."""
     from mqlab import BackgroundConsumer, Producer
 
     def resident_mb() -> float:

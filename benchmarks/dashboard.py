@@ -1,10 +1,10 @@
-"""What the dashboard costs: the CPU share of its kernel, with JupyterLab open in a real browser.
+"""Measure the CPU share of the dashboard's kernel, with JupyterLab open in a real browser.
 
     .venv/bin/python -m mqlab broker run -- .venv/bin/python benchmarks/dashboard.py
 
-Three kernels, one after the other: without a dashboard, with an idle one, and with one that shows
-three workers at a stream of tasks. The share is CPU time by elapsed time, of one core. The workers
-are processes of their own, and are not counted. The machine should be quiet.
+It measures three kernels, one after the other: one without a dashboard, one with an idle dashboard,
+and one whose dashboard shows three busy workers. The share is CPU time divided by elapsed time, of
+one core. The workers are separate processes and do not count. Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def find_kernel(server: psutil.Process) -> psutil.Process:
 
 
 def measure(page: Page, kernel: psutil.Process, seconds: float, *, busy: bool) -> float:
-    """The share of one core, in per cent, over ``seconds`` seconds."""
+    """Return the share of one core, in percent, over ``seconds`` seconds."""
     if busy:
         for _ in range(3):
             page.locator(".mqlab-start-worker").click()
@@ -69,7 +69,7 @@ def measure(page: Page, kernel: psutil.Process, seconds: float, *, busy: bool) -
 
 
 def run_case(source: str, seconds: float, chromium: str, *, busy: bool) -> tuple[float, str]:
-    """The share, and what the dashboard says at the end."""
+    """Return the share, and the text of the dashboard at the end."""
     root = Path(tempfile.mkdtemp(prefix="mqlab-benchmark-"))
     write_notebook(root / lab.START_PAGE, source)
     config = root / "config"

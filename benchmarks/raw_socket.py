@@ -1,6 +1,6 @@
-"""The limit: AMQP 0-9-1 on a bare socket, with the frames of the hot loops made by hand.
+"""AMQP 0-9-1 on a bare socket, as the limit of what a client can reach.
 
-pika's own codec does the handshake; what is timed touches nothing but bytes.
+pika's codec does the handshake. The measured loops handle nothing but bytes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def publish_confirmed(url: str, messages: list[bytes]) -> None:
 
 
 def consume(url: str, queue: str, count: int, prefetch: int, handle: Any) -> None:
-    """Take ``count`` messages; one ack with ``multiple`` for all that one recv brought."""
+    """Consume ``count`` messages, with one ack for all messages of each recv."""
     channel = RawChannel(url)
     channel.call(spec.Basic.Qos(prefetch_count=prefetch))
     channel.call(spec.Basic.Consume(queue=queue))
@@ -107,7 +107,7 @@ def consume(url: str, queue: str, count: int, prefetch: int, handle: Any) -> Non
                 taken, done = taken + 1, tag
             at += size + 8
         data = data[at:]
-        if done > acked:  # a tag that was acked before would close the channel
+        if done > acked:  # acknowledging a tag twice would close the channel
             channel.socket.sendall(frame.Method(1, spec.Basic.Ack(done, multiple=True)).marshal())
             acked = done
         if taken < count:

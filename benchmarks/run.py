@@ -1,7 +1,7 @@
-"""``make bench``: mqlab and its peers on one broker in one run, interleaved, medians with spread.
+"""Measure mqlab and its peers on one broker, in interleaved runs (``make bench``).
 
-Writes ``benchmarks/RESULTS.md`` and ``benchmarks/results.png``. Only the ratios mean something
-elsewhere: both sides of a ratio were measured minutes apart on the same machine.
+Writes medians and spread to ``benchmarks/RESULTS.md`` and ``benchmarks/results.png``. Only the
+ratios are valid on other machines: both sides of a ratio are measured within minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mqlab.broker.ports import free_port
 
 HERE = Path(__file__).parent
 MANY, FEW = 20_000, 2_000
-COUNTS = {  # messages a repeat; where not named, MANY
+COUNTS = {  # messages in each repeat; MANY if not listed
     "publish Celery unconfirmed": 5_000,
     "publish Dramatiq confirmed": 5_000,
     "publish kombu confirmed": FEW,
@@ -42,7 +42,7 @@ COUNTS = {  # messages a repeat; where not named, MANY
     "memory mqlab": 200_000,
 }
 ONCE = {"memory mqlab"}
-# what, numerator, denominator, figure, the aim, whether a larger or a smaller ratio is better
+# ratio, its numerator and denominator (cases), and the aim: at least this
 RATIOS = [
     ("send_many / raw socket", "publish mqlab send_many", "publish raw socket", 0.85),
     ("send_many / aio-pika confirmed", "publish mqlab send_many",
@@ -79,7 +79,7 @@ def main() -> None:
         )  # fmt: skip
         print(started)
         for repeat in range(options.repeats):
-            # The second repeat runs backwards, and so on: no case always comes after the same one.
+            # Every second repeat runs backwards, so no case always follows the same one.
             for name in names[:: -1 if repeat % 2 else 1]:
                 if not (name in ONCE and repeat):
                     figures[name].append(run_case(name, started.settings.url))
@@ -117,9 +117,9 @@ def write_table(figures: dict[str, list[dict[str, float]]], version: str) -> str
     repeats = max(len(each) for each in figures.values())
     lines = [
         "# Benchmarks", "",
-        f"`make bench` wrote this: {machine}.",
-        f"Medians of {repeats} interleaved repeats; messages of about 120 bytes, persistent, to a",
-        "durable classic queue; consumers have prefetch 100.", "",
+        f"Written by `make bench` on {machine}.",
+        f"Medians of {repeats} interleaved repeats. Messages have about 120 bytes and are",
+        "persistent; the queue is durable and classic; consumers have a prefetch of 100.", "",
         "| ratio of medians | measured | aim |", "|---|---:|---:|",
     ]  # fmt: skip
     for what, ours, theirs, aim in RATIOS:
@@ -133,7 +133,7 @@ def write_table(figures: dict[str, list[dict[str, float]]], version: str) -> str
     lines.append(f"| memory growth over 200,000 tasks (at most) | {grown:.1f} MB | 10 MB |")
     loaded = median(figures, "import mqlab", "seconds") / median(figures, "import pika", "seconds")
     lines.append(f"| import mqlab / import pika (at most) | {loaded:.2f} | 1.3 |")
-    lines += ["", "| case | median a second | lowest | highest |", "|---|---:|---:|---:|"]
+    lines += ["", "| case | median per second | lowest | highest |", "|---|---:|---:|---:|"]
     for name, each in figures.items():
         if "rate" in each[0]:
             rates = [run["rate"] for run in each]
@@ -162,7 +162,7 @@ def draw(figures: dict[str, list[dict[str, float]]]) -> None:
         axes.set_xlim(100, 100_000)
         axes.set_xticks([100, 1000, 10_000, 100_000], ["100", "1,000", "10,000", "100,000"])
         axes.grid(axis="x", alpha=0.4)
-        axes.set_xlabel("messages a second (dot: median; line: lowest to highest)")
+        axes.set_xlabel("messages per second (dot: median; line: lowest to highest)")
         axes.set_title(kind)
     figure.savefig(HERE / "results.png", dpi=90)
 

@@ -36,7 +36,7 @@ _FIXES = {
 
 
 def start_a_broker() -> str:
-    """The commands for someone whose broker does not answer."""
+    """Return the commands to type if the broker does not answer."""
     return f"{command('broker start')}   ({command('doctor')} shows what is wrong)"
 
 

@@ -36,7 +36,7 @@ from mqlab.task import Task
 
 RECORDS_KEPT = 5_000
 RECORDS_BYTES = 64 * 1024 * 1024
-"""The newest records are kept, with their data and results as long as these take less than this."""
+"""The newest records are kept, but their data and results only up to this many bytes in all."""
 HEADER_PREFIX = "mqlab-"
 ATTEMPTS_HEADER, REASON_HEADER = "mqlab-attempts", "mqlab-reason"
 QUEUE_HEADER, WORKER_HEADER = "mqlab-queue", "mqlab-worker"
@@ -77,7 +77,7 @@ class Delivery:
 
     @property
     def key(self) -> Key:
-        """What identifies the message when it is delivered again."""
+        """Identifies the message when it is redelivered."""
         return self.properties.message_id, hash(self.body)
 
     def find_id(self) -> str | None:
@@ -368,7 +368,7 @@ class Inbox:
         record = delivery.record
         properties = mark(delivery.properties, record, self.queue, self.connection.frame_max)
         if record.outcome == "retry" and ATTEMPTS_HEADER not in properties.headers:
-            record.outcome = "dead"  # there is no header left to count attempts in
+            record.outcome = "dead"  # without the header, attempts cannot be counted
         if record.outcome == "dead":
             self._move_now(Move(delivery, self.dead_queue, properties, delivery.body))
             return

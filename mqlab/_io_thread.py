@@ -66,7 +66,7 @@ class IoThread:
         self.server_version = ""
         self.connect_s = self.declare_s = 0.0
         self._lost_because = ""
-        self.stalled_s = 0.0  # how long the thread had no turn before the loss
+        self.stalled_s = 0.0  # seconds for which the thread could not run before the loss
         self._connection: Any = None
         self._loop: Any = None
         self._ready = False

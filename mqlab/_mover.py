@@ -18,7 +18,7 @@ from mqlab.connection import Connection
 
 @dataclass(slots=True)
 class Move:
-    """A message on its way to the queue ``target``; ``subject`` is its owner's name for it."""
+    """A message on its way to the queue ``target``; ``subject`` is what its owner knows it by."""
 
     subject: Any
     target: str

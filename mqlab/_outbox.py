@@ -28,7 +28,7 @@ BLOCK, BLOCK_BYTES = WINDOW // 2, 1024 * 1024
 """How many messages and bytes are written at a time. The next block is prepared while the broker
 works, and goes out when the window has room for all of it, because short bursts cost more."""
 FULL_BYTES = 32 * 1024 * 1024
-"""With more bytes than this waiting for the window, callers have to wait."""
+"""Callers have to wait while more bytes than this are waiting for the window."""
 FRAME_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
 
 
@@ -154,7 +154,7 @@ class Outbox:
             self._suspects = max(0, self._suspects - 1)
         if words:
             self._suspects = max(self._suspects, len(again))
-        if culprit is not None and self._suspects:  # they need not wait long for the next channel
+        if culprit is not None and self._suspects:  # do not delay their next channel
             self.connection.mark_progress()
         for message in again:
             message.returned = False

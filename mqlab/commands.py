@@ -1,4 +1,4 @@
-"""How to write a command of mqlab so that it runs where the reader types it."""
+"""Show mqlab's commands in the form that works where the reader types them."""
 
 from __future__ import annotations
 

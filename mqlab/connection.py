@@ -28,7 +28,7 @@ from mqlab.settings import Settings
 ConnectionState = Literal["new", "connecting", "ready", "closed", "failed"]
 
 EXIT_S = 4.0
-"""Seconds in which all connections have to close when the process ends."""
+"""Time limit, in seconds, for closing all connections when the process ends."""
 
 
 class Connection(IoThread):
@@ -126,7 +126,7 @@ def open_connections() -> list[Connection]:
 def handshake(settings: Settings, timeout_s: float = 5.0) -> str:
     """Complete one AMQP handshake, close, and return the broker's version, such as ``3.10.8``.
 
-    Whatever is at the address, raises ConnectError or AccessRefused within ``timeout_s`` seconds.
+    Raises ConnectError or AccessRefused within ``timeout_s`` seconds, whatever is at the address.
     """
     connection = Connection(
         settings,

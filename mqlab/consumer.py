@@ -329,7 +329,7 @@ class BackgroundConsumer:
 def running_consumers(
     queue: str | None = None, settings: Settings | None = None
 ) -> list[BackgroundConsumer]:
-    """Return this process's started consumers of ``queue`` on that broker; None stands for any."""
+    """Return the running consumers of this process, of any queue and broker unless given."""
     found = []
     for connection in open_connections():
         owner = connection.owner

@@ -4,7 +4,7 @@
     ├── SettingsError        a setting or an argument is not valid: AMQP_URL, a queue name
     ├── TaskError            a task or a message body is not valid (also a ValueError)
     ├── BrokerError          a broker could not be found, started or stopped
-    │   ├── NoBrokerFound    no way to get a broker works on this machine
+    │   ├── NoBrokerFound    there is no way to get a broker on this machine
     │   ├── PortTaken        something else listens on the port
     │   └── StartFailed      the broker was started, but did not become ready
     ├── ConnectError         no AMQP handshake could be completed at that address
@@ -16,7 +16,7 @@
     │   ├── Rejected         the broker refused the message: basic.nack, or a closed channel
     │   └── NotSent          time ran out before the message was written to the network
     ├── OutcomeUnknown       the message was written to the network, but no confirm arrived in time
-    ├── ConsumerError        the background consumer was used in the wrong order, or has failed
+    ├── ConsumerError        the consumer cannot do this in its current state, or has failed
     └── WaitTimeout          a wait reached its time limit (also a TimeoutError)
 
 Each states what happened, the likely reason, and what to do next.
@@ -61,7 +61,7 @@ class BrokerError(MqlabError):
 
 
 class NoBrokerFound(BrokerError):
-    """No way to get a broker works on this machine."""
+    """There is no way to get a broker on this machine."""
 
 
 class PortTaken(BrokerError):
@@ -131,7 +131,7 @@ class OutcomeUnknown(_TaskOutcomes):
 
 
 class ConsumerError(MqlabError):
-    """The background consumer was used in the wrong order, or has failed."""
+    """The background consumer cannot do this in its current state, or has failed."""
 
 
 class WaitTimeout(MqlabError, TimeoutError):
@@ -139,7 +139,7 @@ class WaitTimeout(MqlabError, TimeoutError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised when something that waits is interrupted. Jupyter shows its sentence, no traceback."""
+    """An interrupt of a function that waits. Jupyter shows its sentence without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"KeyboardInterrupt: {self}"]

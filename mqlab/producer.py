@@ -71,7 +71,7 @@ class Producer:
             owner=self,
             heartbeat_s=heartbeat_s,
         )
-        # An interrupt may strike before the caller holds this object.
+        # An interrupt may strike before the caller has a reference to this object.
         weakref.finalize(self, self._connection.close_soon).atexit = False
         try:
             self._connection.open(self.timeout_s)

@@ -159,7 +159,7 @@ def read_port(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _split(url: str, schemes: tuple[str, str], example: str) -> SplitResult:
-    """Split a URL and check the parts that every URL here must have. Raises SettingsError."""
+    """Split a URL and check its required parts. Raises SettingsError."""
     try:
         parts = urlsplit(url.strip())
         port = parts.port

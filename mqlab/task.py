@@ -74,8 +74,8 @@ class Task:
 def encode_data(data: Any) -> str:
     """Write a task's data as JSON.
 
-    Raises TaskError if JSON cannot represent ``data``, would change it (tuples, dict keys that are
-    not strings), or takes more than MAX_DATA_BYTES for it.
+    Raises TaskError if JSON cannot represent ``data`` or would change it (tuples, dict keys that
+    are not strings), or if the result is larger than MAX_DATA_BYTES.
     """
     try:
         text = _ENCODER.encode(data)

@@ -1,4 +1,4 @@
-"""Real brokers for the tests: never the learner's, always on free ports, gone at the end."""
+"""Start real brokers for the tests, on free ports, and leave nothing running."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers import free_port, management
 
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str], None]:
-    """What to call when a component that a test needs is not here: skip at home, fail in CI."""
+    """A function to call if a component is missing: it skips the test, or fails it in CI."""
     return _missing
 
 
@@ -35,7 +35,7 @@ def _missing(what: str) -> None:
 
 
 class PrivateBroker:
-    """A node of one test's own, which the test may kill and start again."""
+    """A node of one test, which may kill and restart it."""
 
     def __init__(self, state_dir: Path) -> None:
         self.node = Node(state_dir.resolve(), free_port(), free_port())
@@ -53,17 +53,17 @@ class PrivateBroker:
         )
 
     def kill(self) -> None:
-        """kill -9 of the server and everything of it."""
+        """Kill the server and all its processes with SIGKILL."""
         self.node.kill()
 
     def stop(self) -> None:
-        """A clean stop, some 6 s."""
+        """Stop the node cleanly, which takes about 6 s."""
         self.node.stop()
 
 
 @pytest.fixture(scope="session")
 def broker_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """The session's broker: the one in AMQP_URL, else a private node."""
+    """The broker of the session: the one in AMQP_URL, or else a private node."""
     if "AMQP_URL" in os.environ:
         yield broker.require().settings
         return
@@ -76,9 +76,9 @@ def broker_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settin
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """After the last test and the last broker: no thread of mqlab, and no process of ours."""
+    """Check that no mqlab thread and no child process is left after the last test."""
     yield
-    # Python lists a thread whose start was interrupted for ever, though it runs nothing.
+    # If its start was interrupted, Python lists a thread forever, although it never ran.
     alive = [thread for thread in threading.enumerate() if thread.is_alive()]
     threads = [thread.name for thread in alive if thread.name.startswith("mqlab")]
     deadline = time.monotonic() + 10
@@ -93,14 +93,14 @@ def _living_children() -> list[str]:
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if child.status() != psutil.STATUS_ZOMBIE:
-                node = child.environ().get("MQLAB_NODE_DIR", "")  # its name has that of the test
+                node = child.environ().get("MQLAB_NODE_DIR", "")  # the folder has the test's name
                 found.append(f"{' '.join(child.cmdline())[:80]} {node}".strip())
     return found
 
 
 @pytest.fixture
 def private_broker(tmp_path: Path) -> Iterator[Callable[[], PrivateBroker]]:
-    """A function that starts a node of this test's own. Each start costs about 4 s."""
+    """A function that starts a private node for this test, in about 4 s."""
     started: list[PrivateBroker] = []
 
     def start() -> PrivateBroker:
@@ -114,7 +114,7 @@ def private_broker(tmp_path: Path) -> Iterator[Callable[[], PrivateBroker]]:
 
 @pytest.fixture
 def queue(broker_settings: Settings) -> Iterator[str]:
-    """The name of a queue of this test's own; it and its dead queue are deleted afterwards."""
+    """The name of a queue for this test. It and its dead-letter queue are deleted afterwards."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
     with pika.BlockingConnection(broker_settings.parameters(name="tests clean up")) as connection:

@@ -1,4 +1,4 @@
-"""What several tests need: raw looks at the broker, and waiting with a deadline."""
+"""Shared by several tests: plain pika access to the broker, and waiting with a deadline."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from mqlab.settings import Settings
 
 
 def free_port() -> int:
-    """A free port below those that the system gives away, so that a broker finds it free again."""
+    """Return a free port below the ephemeral range, so that it stays free until a broker starts."""
     return next(port for port in iter(lambda: random.randrange(15000, 32000), 0) if is_free(port))
 
 
 QUEUE_ON_DISK_S = 3.0
-"""A broker that is killed earlier after a declare may have forgotten the queue: docs/faults.md."""
+"""If a broker is killed sooner after a declare, it may have lost the queue: docs/faults.md."""
 
 
 @contextmanager
 def raw_channel(settings: Settings) -> Iterator[Any]:
-    """A plain pika channel, to publish and to look without mqlab."""
-    with pika.BlockingConnection(settings.parameters(name="a test looks")) as connection:
+    """Open a plain pika channel, to publish and to check the broker without mqlab."""
+    with pika.BlockingConnection(settings.parameters(name="a test")) as connection:
         yield connection.channel()
 
 
 def depth(settings: Settings, queue: str) -> int:
-    """How many messages are ready in the queue."""
+    """Return how many messages are ready in the queue."""
     with raw_channel(settings) as channel:
         count: int = channel.queue_declare(queue, passive=True).method.message_count
         return count
 
 
 def assert_depth(settings: Settings, queue: str, expected: int) -> None:
-    """Assert that so many messages are ready, give or take a moment.
+    """Assert that ``expected`` messages are ready, now or within 5 s.
 
-    A passive declare may overtake messages that the queue has confirmed and not yet counted.
+    A queue may confirm messages before a passive declare counts them.
     """
     deadline = time.monotonic() + 5
     while (found := depth(settings, queue)) != expected:
@@ -53,14 +53,14 @@ def assert_depth(settings: Settings, queue: str, expected: int) -> None:
 
 
 def consumers(settings: Settings, queue: str) -> int:
-    """How many consumers the broker has on the queue."""
+    """Return how many consumers the queue has."""
     with raw_channel(settings) as channel:
         count: int = channel.queue_declare(queue, passive=True).method.consumer_count
         return count
 
 
 def take_all(settings: Settings, queue: str) -> list[tuple[Any, Any, bytes]]:
-    """Take every ready message off the queue: (method, properties, body) each."""
+    """Consume every ready message; return (method, properties, body) for each."""
     taken = []
     with raw_channel(settings) as channel:
         while (message := channel.basic_get(queue, auto_ack=True))[0] is not None:
@@ -78,7 +78,7 @@ def eventually(holds: Callable[[], Any], within_s: float = 10.0) -> Any:
 
 
 def rabbitmqctl(node: Node, *arguments: str) -> str:
-    """Run rabbitmqctl against a private node, in the environment that its server has."""
+    """Run rabbitmqctl against a private node, in the environment of its server."""
     [server] = [process for process in node.processes() if process.name() == "beam.smp"]
     environ = server.environ()
     script = (find_server() or packages.fetch_server()).with_name("rabbitmqctl")
