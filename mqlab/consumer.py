@@ -142,7 +142,7 @@ class BackgroundConsumer:
             raise
         return self
 
-    @stops_with("You stopped waiting; the consumer works on. Wait again, or stop it.")
+    @stops_with("You stopped waiting. The consumer is still running: wait again, or stop it.")
     def wait(self, count: int, timeout_s: float, *, show_progress: bool = True) -> list[TaskRecord]:
         """Wait until ``count`` tasks are done or dead; return their records, oldest first.
 

@@ -66,7 +66,7 @@ def kernel(broker_settings: Settings) -> Iterator[Kernel]:
     kernel.manager.shutdown_kernel(now=True)
 
 
-STOPPED = "You stopped waiting; the consumer works on. Wait again, or stop it."
+STOPPED = "You stopped waiting. The consumer is still running: wait again, or stop it."
 
 
 def test_row_21_interrupting_a_wait_leaves_nothing_and_the_next_cell_works(

@@ -131,7 +131,7 @@ def described(png: bytes) -> str:
 def test_binder_and_codespaces_are_named_with_a_place_for_the_owner() -> None:
     assert "https://mybinder.org/v2/gh/OWNER/mqlab/" in README
     assert "https://codespaces.new/OWNER/mqlab" in README
-    [page] = re.findall(r"urlpath=lab/tree/([\w/.]+)", README)
+    [page] = re.findall(r"urlpath=lab/tree/([-\w/.]+)", README)
     assert (ROOT / page).is_file()
 
 
