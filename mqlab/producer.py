@@ -27,7 +27,7 @@ from mqlab.settings import HEARTBEAT_S, Settings
 from mqlab.task import QUEUE, Task, encode_body, encode_data
 
 STATES: dict[str, ProducerState] = {
-    "new": "closed",
+    "new": "new",
     "connecting": "reconnecting",
     "ready": "connected",
     "closed": "closed",
@@ -44,8 +44,11 @@ class Producer:
 
     Raises SettingsError for an argument that is not valid, ConnectError if the broker cannot be
     reached, AccessRefused or QueueRefused if it refuses the login or the queue, and QueueMismatch
-    if the queue exists with different properties. A context manager: leaving it closes the
-    producer.
+    if the queue exists with different properties.
+
+    A producer starts in its constructor, because a caller wants to send now; with ``start=False``
+    it starts like a BackgroundConsumer, in ``start`` or in a ``with`` block. Both are closed by
+    ``close``, and by leaving the block.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Producer:
         timeout_s: float = 10.0,
         declare: bool = True,
         heartbeat_s: int = HEARTBEAT_S,
+        start: bool = True,
     ) -> None:
         self.queue = check_queue(queue, declare=declare)
         self.timeout_s = check_seconds("timeout_s", timeout_s)
@@ -73,14 +77,11 @@ class Producer:
         )
         # An interrupt may strike before the caller has a reference to this object.
         weakref.finalize(self, self._connection.close_soon).atexit = False
-        try:
-            self._connection.open(self.timeout_s)
-        except BaseException:
-            self._connection.close_soon()
-            raise
+        if start:
+            self.start()
 
     def __enter__(self) -> Producer:
-        return self
+        return self.start() if self._connection.state == "new" else self
 
     def __exit__(self, *_exc: object) -> None:
         try:
@@ -91,6 +92,20 @@ class Producer:
 
     def __repr__(self) -> str:
         return f"<producer for {self.queue!r}: {self.status().state}>"
+
+    def start(self, timeout_s: float | None = None) -> Producer:
+        """Connect, declare the queue and enable confirms, once. Raises what the class does."""
+        bound_s = self.timeout_s if timeout_s is None else check_seconds("timeout_s", timeout_s)
+        if self._connection.state != "new":
+            raise MqlabError(
+                "This producer was started before.", fix="create another one: Producer(queue=...)"
+            )
+        try:
+            self._connection.open(bound_s)
+        except BaseException:
+            self._connection.close_soon()
+            raise
+        return self
 
     def send(
         self, data: Any, *, task_id: str | None = None, timeout_s: float | None = None
@@ -174,6 +189,8 @@ class Producer:
         bound_s = self.timeout_s if timeout_s is None else check_seconds("timeout_s", timeout_s)
         if self._connection.error is not None:
             raise self._connection.error
+        if self._connection.state == "new":
+            raise MqlabError("This producer is not started.", fix="call its start() first")
         if self._connection.is_closing:
             raise MqlabError(
                 "This producer is closed.", fix="create a new one: Producer(queue=...)"

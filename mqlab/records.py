@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mqlab.errors import MqlabError
 
-ProducerState = Literal["connected", "reconnecting", "closed", "failed"]
+ProducerState = Literal["new", "connected", "reconnecting", "closed", "failed"]
 ConsumerState = Literal["new", "running", "reconnecting", "stopped", "failed"]
 Outcome = Literal["done", "retry", "dead", "lost"]
 

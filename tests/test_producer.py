@@ -352,3 +352,18 @@ def test_send_task_to_queue_times_every_step(broker_settings: Settings, queue: s
     assert all(part > 0 for part in parts)
     assert sum(parts) == pytest.approx(record.wait_s)
     assert waited * 0.3 < record.wait_s < waited
+
+
+def test_a_producer_can_be_started_later_as_a_consumer_is(
+    broker_settings: Settings, queue: str
+) -> None:
+    producer = Producer(queue, settings=broker_settings, start=False)
+    assert producer.status().state == "new"
+    with pytest.raises(MqlabError, match="start"):
+        producer.send("too early")
+    with producer:
+        producer.send("x")
+        with pytest.raises(MqlabError, match="before"):
+            producer.start()
+    assert producer.status().state == "closed"
+    assert_depth(broker_settings, queue, 1)
