@@ -91,7 +91,9 @@ class Window:
 
     def _note_message(self, message: ConsoleMessage) -> None:
         told = f"{message.text} ({message.location['url']})"
-        if message.type == "error" and not KNOWN.fullmatch(told):
+        # JupyterLab looks for a picture in the notebook itself after the browser has.
+        attached = "(attachment:" in told
+        if message.type == "error" and not attached and not KNOWN.fullmatch(told):
             self.complaints.append(told)
 
     def close(self) -> None:
@@ -214,7 +216,7 @@ class JupyterLab:
 
     def __init__(self, root: Path, server: lab.Server, browser: Browser) -> None:
         self.root = root
-        self._base = server.wait_served().split("/lab/")[0]
+        self._base = server.wait_served().split("/lab")[0]
         self._token = server.token
         self._browser = browser
 

@@ -113,7 +113,7 @@ def test_run_all_runs_all_without_an_error(window: Window, path: Path) -> None:
 def test_every_picture_is_seen_and_has_words(window: Window, path: Path) -> None:
     pictures = window.page.locator(".jp-Notebook img")
     diagrams = window.page.locator(".jp-Notebook .jp-RenderedMermaid img")
-    assert pictures.count() == count_in(path, "<img ") + count_in(path, "```mermaid")
+    assert pictures.count() == count_in(path, r"<img |!\[") + count_in(path, "```mermaid")
     assert diagrams.count() == count_in(path, "```mermaid")
     for picture in pictures.all():
         picture.scroll_into_view_if_needed()
@@ -129,7 +129,7 @@ def test_every_widget_is_alive(window: Window, path: Path) -> None:
     for widget in widgets.all():
         widget.scroll_into_view_if_needed()
         # What a page has closed says so, by the same way as it said everything else.
-        expected = "ready|No such queue yet|is closed"
+        expected = "ready|does not exist yet|is closed"
         assert re.search(expected, widget.locator(".mqlab-state").text_content() or "")
 
 
