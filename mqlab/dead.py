@@ -23,6 +23,7 @@ from mqlab.errors import (
     OutcomeUnknown,
     QueueRefused,
     Rejected,
+    SettingsError,
     Unroutable,
     printable,
 )
@@ -85,6 +86,8 @@ def requeue_dead(
     """
     dead_queue = f"{check_queue(queue, suffix='.dead')}.dead"
     bound_s = check_seconds("timeout_s", timeout_s)
+    if task_id == "":  # every id begins with it
+        raise SettingsError("task_id is empty.", fix="give its first characters, or leave it out")
     moved = 0
 
     def so_far(what: str) -> str:

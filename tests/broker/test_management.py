@@ -161,7 +161,7 @@ def test_row_60_the_login_of_the_management_url_is_used_and_never_shown(
         ask(settings, "users")
     assert main(["broker", "status"]) == 0
     printed = capsys.readouterr().out
-    assert f"Management page: {broker_settings.management_url}\n" in printed
+    assert f"Management UI: {broker_settings.management_url}\n" in printed
     assert "s3cret" not in f"{printed} {broker.require()!r} {shown(caught.value)}"
 
 

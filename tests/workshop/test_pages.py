@@ -170,7 +170,7 @@ def test_links_of_the_pages_lead_somewhere_from_the_copies_too() -> None:
             text = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
             for link in text.split("](")[1:]:
                 target = link.split(")")[0].split("#")[0]
-                if target and "://" not in target:
+                if target and "://" not in target and not target.startswith("attachment:"):
                     found = (ROOT / ORIGINALS / target).resolve()
                     assert found.exists(), target
                     # the same place from the copies: another page, or outside both folders
