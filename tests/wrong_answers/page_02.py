@@ -90,7 +90,7 @@ def returns_text(clients, duration_s):
 
 @wrong(
     ex1,
-    "Your function prints its answer, and returns nothing.",
+    "You return nothing, not a list of numbers.",
     ask="What does the caller of your function get?",
 )
 def prints_it(clients, duration_s):
@@ -155,7 +155,7 @@ def returns_a_set(clients, duration_s):
 
 @wrong(
     ex1,
-    "Your list contains things other than numbers.",
+    "You return a list of other things, not a list of numbers.",
     ask="What is the sum of your list?",
 )
 def returns_pairs(clients, duration_s):

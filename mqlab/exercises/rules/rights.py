@@ -129,7 +129,7 @@ def _build(part: tuple[Any, Any], draw: random.Random) -> str:
     if kind == "LITERAL":
         return chr(given)
     if kind in ("ANY", "NOT_LITERAL", "IN", "CATEGORY"):
-        fits = COMPILER.compile(PARSER.SubPattern(PARSER.State(), [part])).match
+        fits = COMPILER.compile(PARSER.SubPattern(PARSER.State(), [part]), re.UNICODE).match
         return draw.choice([each for each in CHARACTERS if fits(each)] or [""])
     if kind == "BRANCH":
         return "".join(_build(each, draw) for each in draw.choice(given[1]))
