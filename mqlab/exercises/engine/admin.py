@@ -82,7 +82,6 @@ class AdminBench:
                 self._permit(each["name"])
         self.add_virtual_host(self.other)
         self.remember()
-        self._watch.__enter__()
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -118,7 +117,7 @@ class AdminBench:
 
         The connections that it leaves open stay open: what they hold is missing on the broker.
         """
-        watch, login = self._watch, self.login
+        watch, login = self._watch.__enter__(), self.login
         given = (self._ask_for_answer, login.virtual_host, login.username, login.password)
         called = call(
             function,
@@ -129,6 +128,7 @@ class AdminBench:
             look_at=look_at,
         )
         end_threads(called.threads)
+        watch.stop()  # the check's own threads are no answer's
         self.look()
         return called
 
