@@ -18,6 +18,7 @@ from tests.wrong_answers import right, wrong
 
 ALL = {"configure": ".*", "write": ".*", "read": ".*"}
 NOTHING = "^$"
+left_open = []
 
 
 def make_all(ask, virtual_host, user, password, *, tags="", **patterns):
@@ -83,7 +84,7 @@ def returns_true(*_names):
 
 @wrong(
     ex1,
-    "Your user exists, but has no permissions.",
+    "Your user has no permissions in this virtual host.",
     ask="What does the broker do when this user logs in?",
 )
 def forgets_permissions(ask, virtual_host, user, password):
@@ -94,7 +95,7 @@ def forgets_permissions(ask, virtual_host, user, password):
 
 @wrong(
     ex1,
-    "Your user has its permissions in the wrong virtual host.",
+    "Your user has no permissions in this virtual host.",
     ask="Which virtual host is %2F?",
 )
 def permits_the_default(ask, virtual_host, user, password):
@@ -117,7 +118,7 @@ def permits_everywhere(ask, virtual_host, user, password):
 
 @wrong(
     ex1,
-    "Your user is an administrator.",
+    "Your user has a tag that it does not need.",
     ask="What can an administrator do without any permission?",
 )
 def makes_an_administrator(*arguments):
@@ -159,7 +160,7 @@ def forgets_the_user(ask, virtual_host, _user, _password):
 
 @wrong(
     ex1,
-    "Your user can log in, but may not write or read.",
+    "Your user may not write or read.",
     ask="Which of the three is a publish, and which is a get?",
 )
 def permits_configure_only(*arguments):
@@ -214,7 +215,7 @@ def permits_first(ask, virtual_host, user, password):
 
 @wrong(
     ex1,
-    "The broker does not understand the body of a request.",
+    "The management API refused a request.",
     ask="What does the broker say is missing?",
 )
 def forgets_the_tags(ask, virtual_host, user, password):
@@ -226,7 +227,7 @@ def forgets_the_tags(ask, virtual_host, user, password):
 
 @wrong(
     ex1,
-    "The management API has no such path, or not with this method.",
+    "The management API refused a request.",
     ask="What does a GET do, and what a PUT?",
 )
 def gets_instead_of_putting(ask, virtual_host, _user, _password):
@@ -290,6 +291,32 @@ def leaves_a_queue(ask, virtual_host, user, password):
     ask_directly("queues/%2F/lesson_01_tried", "PUT", {"durable": True})
 
 
+@wrong(ex1, "You did more than was asked for.", ask="Who else sees that name?")
+def renames_the_cluster(ask, *names):
+    """A name of its own for the cluster"""
+    make_all(ask, *names)
+    ask("cluster-name", "PUT", {"name": "mine"})
+
+
+@wrong(ex1, "You changed something that was there before.", ask="Who administers it now?")
+def removes_guest(ask, *names):
+    """guest is removed, by a request that names it in its body"""
+    make_all(ask, *names)
+    ask("users/bulk-delete", "POST", {"users": ["guest"]})
+
+
+@wrong(
+    ex1,
+    "Your user can log in to other virtual hosts as well.",
+    ask="What do these patterns still allow?",
+)
+def lets_it_look_around(ask, virtual_host, user, password):
+    """May enter every virtual host but /, without a right in it"""
+    make_all(ask, virtual_host, user, password)
+    for name in {each["name"] for each in ask("vhosts")} - {"/", virtual_host}:
+        ask(f"permissions/{name}/{user}", "PUT", dict.fromkeys(ALL, NOTHING))
+
+
 # ---- exercise 1, right
 
 
@@ -328,25 +355,29 @@ def begins_anew_and_tries_it(ask, virtual_host, user, password):
 # ---- exercise 2, wrong
 
 
-@wrong(ex2, "You swapped write and read.", ask="Is a get a read or a write?")
+@wrong(ex2, "Your user may not read.", ask="Is a get a read or a write?")
 def swaps_write_and_read(*arguments):
     """write and read swapped"""
     make(*arguments, write=".*", read=NOTHING)
 
 
-@wrong(ex2, "Your reader may do everything.", ask="What is the least that reading needs?")
+@wrong(
+    ex2,
+    "Your user may configure and write, which it does not need.",
+    ask="What is the least that reading needs?",
+)
 def permits_everything(*arguments):
     """The permissions of exercise 1"""
     make(*arguments, **ALL)
 
 
-@wrong(ex2, "Your reader may not read.", ask="Which names does ^$ match?")
+@wrong(ex2, "Your user may not read.", ask="Which names does ^$ match?")
 def permits_nothing(*arguments):
     """No permission at all"""
     make(*arguments, read=NOTHING)
 
 
-@wrong(ex2, "Your reader may not read.", ask="Which queue holds the reports?")
+@wrong(ex2, "Your user may not read.", ask="Which queue holds the reports?")
 def permits_another_queue(*arguments):
     """A guess at the queue's name"""
     make(*arguments, read="^report$")
@@ -354,7 +385,7 @@ def permits_another_queue(*arguments):
 
 @wrong(
     ex2,
-    "Your reader may still declare and delete queues.",
+    "Your user may configure, which it does not need.",
     ask="Who has declared the queue that it reads?",
 )
 def leaves_configure_on(*arguments):
@@ -364,7 +395,7 @@ def leaves_configure_on(*arguments):
 
 @wrong(
     ex2,
-    "Your reader may still declare and delete queues.",
+    "Your user may configure, which it does not need.",
     ask="What is a queue called that is declared without a name?",
 )
 def permits_generated_names(*arguments):
@@ -374,7 +405,7 @@ def permits_generated_names(*arguments):
 
 @wrong(
     ex2,
-    "Your reader may still declare and delete queues.",
+    "Your user may configure, which it does not need.",
     ask="What stops it from declaring a queue of that name?",
 )
 def permits_names_of_its_own(ask, virtual_host, user, password):
@@ -384,7 +415,7 @@ def permits_names_of_its_own(ask, virtual_host, user, password):
 
 @wrong(
     ex2,
-    "Your reader may still publish messages.",
+    "Your user may write, which it does not need.",
     ask="Which name is checked when a message is published?",
 )
 def leaves_write_on(*arguments):
@@ -394,7 +425,7 @@ def leaves_write_on(*arguments):
 
 @wrong(
     ex2,
-    "Your reader may still publish messages.",
+    "Your user may write, which it does not need.",
     ask="Which exchange does a publish to a queue's name go through?",
 )
 def permits_the_default_exchange(*arguments):
@@ -404,7 +435,7 @@ def permits_the_default_exchange(*arguments):
 
 @wrong(
     ex2,
-    "Your reader has no permissions in this virtual host.",
+    "Your user has no permissions in this virtual host.",
     ask="What does the broker do when this user logs in?",
 )
 def only_makes_the_user(ask, _virtual_host, user, password):
@@ -414,7 +445,7 @@ def only_makes_the_user(ask, _virtual_host, user, password):
 
 @wrong(
     ex2,
-    "Your user is an administrator.",
+    "Your user has a tag that it does not need.",
     ask="What can an administrator do without any permission?",
 )
 def makes_the_reader_an_administrator(*arguments):
@@ -457,7 +488,7 @@ def takes_a_report(ask, virtual_host, user, password):
 
 @wrong(
     ex2,
-    "The queue with the reports is not as it was.",
+    "You changed something that was there before.",
     ask="What is in a virtual host that was created a moment ago?",
 )
 def begins_with_a_new_virtual_host(ask, virtual_host, user, password):
@@ -489,6 +520,38 @@ def takes_rights_from_guest(ask, virtual_host, user, password):
     make(ask, virtual_host, user, password)
     only_read = {"configure": NOTHING, "write": NOTHING, "read": ".*"}
     ask(f"permissions/{virtual_host}/guest", "PUT", only_read)
+
+
+@wrong(ex2, "Your user may write, which it does not need.", ask="Which names does it match?")
+def permits_an_internal_exchange(*arguments):
+    """write for an exchange that the broker keeps to itself"""
+    make(*arguments, write="^amq[.]rabbitmq[.]trace$")
+
+
+@wrong(
+    ex2,
+    "The reports in the queue are not those that were there.",
+    ask="Who gets the next report?",
+)
+def leaves_a_consumer(ask, virtual_host, user, password):
+    """A consumer of the new user's, left to take what comes"""
+    make(ask, virtual_host, user, password)
+    left_open.append(connect_as(virtual_host, user, password).channel())
+    left_open[-1].basic_consume(queue_of(ask, virtual_host), lambda *_message: None)
+
+
+@wrong(ex2, "You did more than was asked for.", ask="Who can read the copies?")
+def traces_every_message(ask, virtual_host, user, password):
+    """Tracing on, to see who reads"""
+    make(ask, virtual_host, user, password)
+    ask(f"vhosts/{virtual_host}", "PUT", {"tracing": True})
+
+
+@wrong(ex2, "You did more than was asked for.", ask="Who can still come in?")
+def admits_nobody_else(ask, virtual_host, user, password):
+    """No connections to the virtual host"""
+    make(ask, virtual_host, user, password)
+    ask(f"vhost-limits/{virtual_host}/max-connections", "PUT", {"value": 0})
 
 
 # ---- exercise 2, right

@@ -10,7 +10,7 @@ from tests.wrong_answers import right, wrong
 
 @wrong(
     ex1,
-    "You let each client wait as long as a report takes.",
+    "You let all clients wait equally long.",
     ask="How long does the second client wait while the first is served?",
 )
 def believes_in_five_seconds(clients, duration_s):
@@ -38,7 +38,7 @@ def ends_too_early(clients, duration_s):
 
 @wrong(
     ex1,
-    "You return one number, but each client has a wait of its own.",
+    "You return one number, not a list of numbers.",
     ask="Which client waits that long?",
 )
 def gives_the_sum(clients, duration_s):
@@ -48,7 +48,7 @@ def gives_the_sum(clients, duration_s):
 
 @wrong(
     ex1,
-    "You return one number, but each client has a wait of its own.",
+    "You return one number, not a list of numbers.",
     ask="Which client waits that long?",
 )
 def gives_the_mean(clients, duration_s):
@@ -56,7 +56,11 @@ def gives_the_mean(clients, duration_s):
     return duration_s * (clients + 1) / 2
 
 
-@wrong(ex1, "Your list begins with the client who waits longest.", ask="Who is answered first?")
+@wrong(
+    ex1,
+    "Your numbers are right, but not in the order of the answers.",
+    ask="Who is answered first?",
+)
 def begins_with_the_last(clients, duration_s):
     """The last one first"""
     return [place * duration_s for place in range(clients, 0, -1)]
@@ -64,7 +68,7 @@ def begins_with_the_last(clients, duration_s):
 
 @wrong(
     ex1,
-    "Your list is the same for every number of clients.",
+    "Your list does not depend on `clients`.",
     ask="What does it return for three clients?",
 )
 def knows_eight_clients(_clients, _duration_s):
@@ -86,7 +90,7 @@ def returns_text(clients, duration_s):
 
 @wrong(
     ex1,
-    "Your function prints its answer, and returns nothing.",
+    "You return nothing, not a list of numbers.",
     ask="What does the caller of your function get?",
 )
 def prints_it(clients, duration_s):
@@ -124,7 +128,7 @@ def counts_one_more(clients, duration_s):
 
 @wrong(
     ex1,
-    "Your waits do not depend on how long a report takes.",
+    "Your list does not depend on `duration_s`.",
     ask="And if a report takes an hour?",
 )
 def knows_the_length(clients, _duration_s):
@@ -151,7 +155,7 @@ def returns_a_set(clients, duration_s):
 
 @wrong(
     ex1,
-    "Your list contains things other than numbers.",
+    "You return a list of other things, not a list of numbers.",
     ask="What is the sum of your list?",
 )
 def returns_pairs(clients, duration_s):
@@ -188,7 +192,7 @@ def divides_the_work(clients, duration_s, handlers):
     return [place * duration_s / handlers for place in range(1, clients + 1)]
 
 
-@wrong(ex2, "You let one handler do all the work.", ask="What does the second handler do?")
+@wrong(ex2, "Your list does not depend on `handlers`.", ask="What does the second handler do?")
 def ignores_handlers(clients, duration_s, handlers):  # noqa: ARG001
     """As with one handler"""
     return [place * duration_s for place in range(1, clients + 1)]
@@ -212,7 +216,7 @@ def counts_rounds_from_zero(clients, duration_s, handlers):
 
 @wrong(
     ex2,
-    "Your rounds begin one client too early.",
+    "You count one report too many.",
     ask="In which round is client 2 of two handlers?",
 )
 def rounds_begin_too_early(clients, duration_s, handlers):
@@ -222,7 +226,7 @@ def rounds_begin_too_early(clients, duration_s, handlers):
 
 @wrong(
     ex2,
-    "You give one number for each round instead of one for each client.",
+    "Your list has too few numbers.",
     ask="How many numbers should there be?",
 )
 def counts_rounds(clients, duration_s, handlers):
@@ -258,7 +262,7 @@ def lists_them_by_handler(clients, duration_s, handlers):
 
 @wrong(
     ex2,
-    "You round to the nearest round.",
+    "You round down, and leave out a report.",
     ask="How long does the one client in the last round wait?",
 )
 def rounds_to_nearest(clients, duration_s, handlers):
@@ -280,6 +284,26 @@ def knows_two_handlers(clients, duration_s, handlers):  # noqa: ARG001
 def forgets_the_seconds(clients, _duration_s, handlers):
     """Rounds"""
     return [place // handlers + 1 for place in range(clients)]
+
+
+@wrong(
+    ex2,
+    "Your function is right for some numbers, and wrong for others.",
+    ask="And in a call centre with a hundred handlers?",
+)
+def has_ten_desks(clients, duration_s, handlers):
+    """Ten handlers at most"""
+    return [-(-place // min(handlers, 10)) * duration_s for place in range(1, clients + 1)]
+
+
+@wrong(
+    ex2,
+    "Your function is right for some numbers, and wrong for others.",
+    ask="How long does client 101 wait?",
+)
+def closes_after_a_hundred(clients, duration_s, handlers):
+    """A hundred clients at most"""
+    return [-(-place // handlers) * duration_s for place in range(1, min(clients, 100) + 1)]
 
 
 @right(ex2)

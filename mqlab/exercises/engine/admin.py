@@ -32,6 +32,7 @@ OLD_S = 120
 """Seconds after which a check may remove what another one, which was killed, has left."""
 CHECKS = re.compile(r"exercise[_-](\d+_\d+_)?[0-9a-f]{6,8}")
 """How the names of a check's own objects begin."""
+EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
 OWN_BROKER = "do it with a broker on your own machine: unset AMQP_URL, then `make lab`"
 
 
@@ -56,15 +57,14 @@ class AdminBench:
             )
         self._prefix = f"exercise_{page}_"
         self.name = f"{self._prefix}{int(time.time())}_{secrets.token_hex(3)}"
-        self.admin = replace(
-            self.guest, username=f"{self.name}_check", password=secrets.token_urlsafe(12)
-        )
         self.virtual_host, self.user = self.name, f"{self.name}_user"
+        self.other = f"{self.name}_other"
+        """A virtual host that is none of the user's business."""
+        name, password = f"{self.name}_check", secrets.token_urlsafe(12)
+        self.admin = replace(self.guest, username=name, password=password)
+        password = secrets.token_urlsafe(12)
         self.login = replace(
-            self.guest,
-            virtual_host=self.virtual_host,
-            username=self.user,
-            password=secrets.token_urlsafe(12),
+            self.guest, virtual_host=self.name, username=self.user, password=password
         )
         self.sent: list[str] = []
         """The answer's requests by ``ask``, in words."""
@@ -80,24 +80,26 @@ class AdminBench:
         for each in self._ask("vhosts"):  # an administrator needs permissions to delete a queue
             if not self._is_another_checks(each["name"]):
                 self._permit(each["name"])
+        self.add_virtual_host(self.other)
         self.remember()
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self._watch.__exit__()
         with contextlib.suppress(OSError, ValueError):
             self.look()
             named = [each for each in self.changes if self._is_named(each)]
             self.before.undo(self.admin, named)
             others = [each for each in self.changes if each not in named]
             self.before.undo(self.admin, others, force=False)
-        for path in (f"vhosts/{self.name}", f"users/{self.user}", f"users/{self.admin.username}"):
-            with contextlib.suppress(urllib.error.HTTPError):
-                management.ask(self.admin, path, "DELETE")
+        for each in (f"vhosts/{self.name}", f"vhosts/{self.other}", f"users/{self.user}"):
+            self._remove(each)
+        self._remove(f"users/{self.admin.username}")
 
-    def add_virtual_host(self) -> None:
-        """Create the virtual host before the answer does."""
-        self._ask(f"vhosts/{self.virtual_host}", "PUT", {})
-        self._permit(self.virtual_host)
+    def add_virtual_host(self, name: str) -> None:
+        """Create a virtual host before the answer is called."""
+        self._ask(f"vhosts/{name}", "PUT", {})
+        self._permit(name)
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Any]:
@@ -111,21 +113,22 @@ class AdminBench:
         self.before = self.after = Snapshot.take(self.admin)
 
     def call(self, function: Any, look_at: str) -> Call:
-        """Call the answer as ``function(ask, virtual_host, user, password)``, and then ``look``."""
-        watch = self._watch
-        with watch:
-            called = call(
-                function,
-                self._ask_for_answer,
-                self.virtual_host,
-                self.user,
-                self.login.password,
-                timeout_s=RETURN_WITHIN_S,
-                touched=lambda: bool(self.sent or watch.connected or watch.programs),
-                unblock=watch.close,
-                look_at=look_at,
-            )
-            end_threads(called.threads)
+        """Call the answer as ``function(ask, virtual_host, user, password)``, and then ``look``.
+
+        The connections that it leaves open stay open: what they hold is missing on the broker.
+        """
+        watch, login = self._watch.__enter__(), self.login
+        given = (self._ask_for_answer, login.virtual_host, login.username, login.password)
+        called = call(
+            function,
+            *given,
+            timeout_s=RETURN_WITHIN_S,
+            touched=lambda: bool(self.sent or watch.connected or watch.programs),
+            unblock=watch.close,
+            look_at=look_at,
+        )
+        end_threads(called.threads)
+        watch.stop()  # the check's own threads are no answer's
         self.look()
         return called
 
@@ -155,8 +158,8 @@ class AdminBench:
         """Give an outcome whose evidence ends with what was asked for and what was sent."""
         asked = f"asked for: virtual host {self.virtual_host}, user {self.user}"
         sent = [f"you sent {request}" for request in self.sent]
-        told = [*evidence, asked, *sent]
-        return Incorrect(headline, message, evidence=told, look_at=look_at or self.look_at)
+        shown = [*evidence, asked, *sent]
+        return Incorrect(headline, message, evidence=shown, look_at=look_at or self.look_at)
 
     def _is_named(self, change: Change) -> bool:
         return any(it in self._words or it.startswith(self.name) for it in change.key[1:])
@@ -177,13 +180,17 @@ class AdminBench:
                 raise
         self.sent.append(f"{method} {path}: done")
         if method != "GET":  # "/" alone does not say what was changed in it
-            names = set(map(unquote, path.split("/")))
+            names = {*map(unquote, path.split("/")), *_texts_in(body), path.replace("-", "_")}
             self._words |= names if path.startswith("vhosts/") else names - {"/"}
         return answer
 
     def _permit(self, virtual_host: str) -> None:
         path = f"permissions/{quote(virtual_host, safe='')}/{self.admin.username}"
-        self._ask(path, "PUT", {"configure": ".*", "write": ".*", "read": ".*"})
+        self._ask(path, "PUT", EVERYTHING)
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(urllib.error.HTTPError):
+            management.ask(self.admin, path, "DELETE")
 
     def _remove_old(self) -> None:
         """Remove what a killed check has left; a young one may belong to a running check."""
@@ -209,3 +216,12 @@ class AdminBench:
             "create users",
             f"set MQLAB_MANAGEMENT_URL to its address, or {OWN_BROKER}",
         )
+
+
+def _texts_in(body: object) -> Iterator[str]:
+    """Every text in the body of a request: users/bulk-delete names its users there."""
+    if isinstance(body, str):
+        yield body
+    elif isinstance(body, dict | list | tuple):
+        for each in body.values() if isinstance(body, dict) else body:
+            yield from _texts_in(each)

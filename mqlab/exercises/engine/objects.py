@@ -25,26 +25,22 @@ Key = tuple[str, ...]
 
 # Fields that identify an object, path of its DELETE request, and how to call it.
 KINDS = {
-    "vhosts": (("name",), "vhosts/{0}", "virtual host {0}"),
-    "users": (("name",), "users/{0}", "user {0}"),
-    "permissions": (("vhost", "user"), "permissions/{0}/{1}", "permissions of {1} in {0}"),
+    "vhosts": ("name", "vhosts/{0}", "virtual host {0}"),
+    "users": ("name", "users/{0}", "user {0}"),
+    "permissions": ("vhost user", "permissions/{0}/{1}", "permissions of {1} in {0}"),
     "topic_permissions": (
-        ("vhost", "user", "exchange"),
+        "vhost user exchange",
         "topic-permissions/{0}/{1}",
         "topic permissions of {1} in {0} on exchange {2}",
     ),
-    "parameters": (
-        ("vhost", "component", "name"),
-        "parameters/{1}/{0}/{2}",
-        "parameter {2} ({1}) in {0}",
-    ),
-    "global_parameters": (("name",), "global-parameters/{0}", "global parameter {0}"),
-    "policies": (("vhost", "name"), "policies/{0}/{1}", "policy {1} in {0}"),
-    "exchanges": (("vhost", "name"), "exchanges/{0}/{1}", "exchange {1} in {0}"),
-    "queues": (("vhost", "name"), "queues/{0}/{1}", "queue {1} in {0}"),
+    "parameters": ("vhost component name", "parameters/{1}/{0}/{2}", "parameter {2} ({1}) in {0}"),
+    "global_parameters": ("name", "global-parameters/{0}", "global parameter {0}"),
+    "policies": ("vhost name", "policies/{0}/{1}", "policy {1} in {0}"),
+    "exchanges": ("vhost name", "exchanges/{0}/{1}", "exchange {1} in {0}"),
+    "queues": ("vhost name", "queues/{0}/{1}", "queue {1} in {0}"),
     "bindings": (
-        ("vhost", "source", "destination_type", "destination", "routing_key", "arguments"),
-        "",  # its path has a key that only the broker can make
+        "vhost source destination_type destination routing_key arguments",
+        "bindings/{0}/e/{1}/{2[0]}/{3}",  # then a key that only the broker can make
         "binding from {1} to {3} in {0} with key {4!r}",
     ),
 }
@@ -74,12 +70,10 @@ class Change:
         name = KINDS[self.kind][2].format(*self.key[1:])
         if self.was is None or self.now is None:
             return f"{name}: {'added' if self.was is None else 'removed'}"
-        fields = [each for each in self.was | self.now if self.was.get(each) != self.now.get(each)]
         details = [
-            "password"
-            if each == "password_hash"
-            else f"{each} {self.was.get(each)!r} -> {self.now.get(each)!r}"
-            for each in fields
+            "password" if each == "password_hash" else f"{each} {was!r} -> {now!r}"
+            for each in self.was | self.now
+            if (was := self.was.get(each)) != (now := self.now.get(each))
         ]
         return f"{name}: changed, {', '.join(details)}"
 
@@ -94,11 +88,18 @@ class Snapshot:
     def take(cls, settings: Settings) -> Snapshot:
         """Read all objects, as an administrator; otherwise the management API answers HTTP 401.
 
-        Leaves out what the broker itself creates (exchanges named ``amq.…``, default bindings) and
-        exclusive queues, which end with their connection. Raises what ``management.ask`` raises.
+        Leaves out exchanges named ``amq.…`` and default bindings, which only the broker can create
+        or delete, and exclusive queues, which end with their connection. Raises what
+        ``management.ask`` raises.
         """
         found = management.ask(settings, "definitions")
-        return cls({_key(kind, each): each for kind in KINDS for each in found.get(kind, ())})
+        objects = {_key(kind, each): each for kind in KINDS for each in found.get(kind, ())}
+        for each in management.ask(settings, "vhosts?columns=name,tracing"):
+            if stored := objects.get(("vhosts", each.get("name", ""))):  # definitions leave it out
+                stored["tracing"] = each.get("tracing", False)
+        # One of these is exported by RabbitMQ 4: amq.rabbitmq.log, which exists once in a broker.
+        reserved = [it for it in objects if it[0] == "exchanges" and it[2].startswith("amq.")]
+        return cls({key: it for key, it in objects.items() if key not in reserved})
 
     def diff(self, after: Snapshot) -> list[Change]:
         """List what was added, removed or changed between this snapshot and a later one."""
@@ -115,10 +116,9 @@ class Snapshot:
         again: list[Key] = []
         for change in changes:
             if change.was is None or (change.now and change.kind in RECREATED):
+                unused = "?if-empty=true&if-unused=true" * (change.kind == "queues" and not force)
                 for path in _paths(settings, change):
-                    if change.kind == "queues" and not force:
-                        path += "?if-empty=true&if-unused=true"
-                    _try(settings, path, "DELETE")
+                    _try(settings, path + unused, "DELETE")
                 # Some requests delete more than one object: topic permissions go together, and
                 # bindings go with their queue or exchange.
                 again += [key for key in self.objects if _goes_with(key, change.key)]
@@ -135,17 +135,16 @@ class Snapshot:
 
 def _define(settings: Settings, key: Key, definition: dict[str, Any]) -> None:
     """Create an object again. Not by an import of definitions: that can block a 4.3 for 20 s."""
-    names = [quote(each, safe="") for each in key[1:]]
     if key[0] == "bindings":
-        path = f"bindings/{names[0]}/e/{names[1]}/{names[2][0]}/{names[3]}"
-        _try(settings, path, "POST", definition)
+        _try(settings, _path(key), "POST", definition)
         return
     metadata = definition.get("metadata", {})  # a virtual host's, listed one level deeper
     metadata = metadata | {"tags": ",".join(metadata["tags"])} if "tags" in metadata else metadata
-    _try(settings, KINDS[key[0]][1].format(*names), "PUT", definition | metadata)
+    _try(settings, _path(key), "PUT", definition | metadata)
     if key[0] == "users":
         for limit, value in definition.get("limits", {}).items():
-            _try(settings, f"user-limits/{names[0]}/{limit}", "PUT", {"value": value})
+            path = f"user-limits/{quote(key[1], safe='')}/{limit}"
+            _try(settings, path, "PUT", {"value": value})
 
 
 def _goes_with(key: Key, deleted: Key) -> bool:
@@ -155,16 +154,18 @@ def _goes_with(key: Key, deleted: Key) -> bool:
 
 
 def _key(kind: str, definition: dict[str, Any]) -> Key:
-    return (kind, *(str(definition.get(each, "")) for each in KINDS[kind][0]))
+    return (kind, *(str(definition.get(each, "")) for each in KINDS[kind][0].split()))
+
+
+def _path(key: Key) -> str:
+    return KINDS[key[0]][1].format(*(quote(each, safe="") for each in key[1:]))
 
 
 def _paths(settings: Settings, change: Change) -> list[str]:
-    names = [quote(each, safe="") for each in change.key[1:]]
+    path = _path(change.key)
     if change.kind != "bindings":
-        return [KINDS[change.kind][1].format(*names)]
-    path = f"bindings/{names[0]}/e/{names[1]}/{names[2][0]}/{names[3]}"
-    found = _try(settings, path) or []
-    same = [each for each in found if _key("bindings", each) == change.key]
+        return [path]
+    same = [it for it in _try(settings, path) or [] if _key("bindings", it) == change.key]
     return [f"{path}/{quote(each['properties_key'], safe='')}" for each in same]
 
 

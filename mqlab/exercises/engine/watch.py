@@ -42,8 +42,13 @@ class Watch:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        Watch._open.remove(self)
+        self.stop()
         self.close()
+
+    def stop(self) -> None:
+        """Note nothing from now on. What is open stays open."""
+        with contextlib.suppress(ValueError):  # stopped before
+            Watch._open.remove(self)
 
     def close(self) -> None:
         """Close the connections that the answer has opened so far."""

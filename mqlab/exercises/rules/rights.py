@@ -23,20 +23,8 @@ from mqlab.errors import AccessRefused
 from mqlab.settings import Settings
 
 CHARACTERS = "".join(map(chr, range(32, 127))) + "äéöüß"
-NAMES = (
-    "amq.gen-JzTY20BRgKO3HjmUJj0wLg",  # what the broker calls a queue that has no name
-    "amq.topic",
-    "q",
-    "Q",
-    "2",
-    "-",
-    "jobs",
-    "Jobs.2",
-    "heavy_tasks_queue",
-    "prüfung",
-    CHARACTERS,
-    "x" * 255,
-)
+# The first is how the broker names a queue that has no name.
+NAMES = "amq.gen-JzTY20BRgKO3HjmUJj0wLg amq.topic q Q 2 - jobs Jobs.2 heavy_tasks_queue prüfung"
 DEFAULT_EXCHANGE = ""
 DEEDS: dict[str, tuple[str, Callable[[Any, str], object]]] = {
     "configure": (
@@ -48,6 +36,8 @@ DEEDS: dict[str, tuple[str, Callable[[Any, str], object]]] = {
 }
 """For each right: what is done with a name, in words and on a channel."""
 ACCESS_REFUSED = 403
+# The one place that uses the two halves of `re`, which have no public names.
+PARSER, COMPILER = import_module("re._parser"), import_module("re._compiler")
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,6 @@ class Tried:
     """One right and what the broker answered for each name: "" where it allowed it."""
 
     right: str
-    pattern: str
     refusals: dict[str, str]
 
     @property
@@ -71,21 +60,11 @@ class Tried:
     @property
     def evidence(self) -> list[str]:
         """How many names were allowed, with an example of each kind if there are two."""
-        told = [f"{self.right}: {len(self.allowed)} of {len(self.refusals)} names allowed"]
+        lines = [f"{self.right}: {len(self.allowed)} of {len(self.refusals)} names allowed"]
         deed = DEEDS[self.right][0]
-        told += [f"{deed} {name!r:.60}: allowed" for name in self.allowed[:1] if self.refused]
-        told += [f"{deed} {name!r:.60}: {self.refusals[name][:60]}" for name in self.refused[:1]]
-        return told
-
-
-def try_right(login: Settings, right: str, pattern: str, *names: str) -> Tried:
-    """Try a right, granted by ``pattern``, with each of ``names`` and with many others."""
-    return Tried(right, pattern, _try(login, right, names_to_try(pattern, *names)))
-
-
-def try_name(login: Settings, right: str, name: str) -> Tried:
-    """Try a right with a single name."""
-    return Tried(right, name, _try(login, right, [name]))
+        lines += [f"{deed} {name!r:.60}: allowed" for name in self.allowed[:1] if self.refused]
+        lines += [f"{deed} {name!r:.60}: {self.refusals[name][:60]}" for name in self.refused[:1]]
+        return lines
 
 
 def may_log_in(login: Settings, virtual_host: str) -> bool:
@@ -97,7 +76,8 @@ def may_log_in(login: Settings, virtual_host: str) -> bool:
     return True
 
 
-def _try(login: Settings, right: str, names: Iterable[str]) -> dict[str, str]:
+def try_right(login: Settings, right: str, names: Iterable[str]) -> Tried:
+    """Try a right with each of these names."""
     _, do = DEEDS[right]
     refusals = {}
     with pika.BlockingConnection(login.parameters(name="mqlab check")) as connection:
@@ -109,15 +89,17 @@ def _try(login: Settings, right: str, names: Iterable[str]) -> dict[str, str]:
             try:
                 do(channel, name)
             except pika.exceptions.ChannelClosedByBroker as closed:
-                if closed.reply_code == ACCESS_REFUSED:
+                # The broker refuses an internal exchange to everyone, with this code too.
+                if closed.reply_code == ACCESS_REFUSED and " access to " in closed.reply_text:
                     refusals[name] = closed.reply_text
                 channel = connection.channel()
-    return refusals
+    return Tried(right, refusals)
 
 
 def names_to_try(pattern: str, *more: str) -> list[str]:
     """The names that show what a pattern allows and refuses, together with ``more``."""
-    found = [DEFAULT_EXCHANGE, *NAMES, *more, *(f"{each}.x" for each in more), *examples(pattern)]
+    found = [DEFAULT_EXCHANGE, *NAMES.split(), CHARACTERS, "x" * 255, *more]
+    found += [*(f"{each}.x" for each in more), *examples(pattern)]
     for word in re.findall(r"[\w-]{2,}", pattern):
         found += [word, f"x{word}", f"{word}x"]
     return [each for each in dict.fromkeys(found) if len(each.encode()) <= 255]
@@ -136,8 +118,7 @@ def examples(pattern: str, number: int = 8) -> list[str]:
     draw = random.Random(pattern)  # the same names each time
     pattern = re.sub(r"\[:(\w+):\]", lambda it: "0-9" if it[1] == "digit" else "a-z", pattern)
     try:
-        # The one place that uses the parser of `re`, which has no public name.
-        tree = import_module("re._parser").parse(pattern.replace(r"\z", r"\Z"))
+        tree = PARSER.parse(pattern.replace(r"\z", r"\Z"))
         return ["".join(_build(part, draw) for part in tree) for _ in range(number)]
     except (re.error, RecursionError, OverflowError):  # not a pattern in Python's dialect
         return []
@@ -148,8 +129,8 @@ def _build(part: tuple[Any, Any], draw: random.Random) -> str:
     if kind == "LITERAL":
         return chr(given)
     if kind in ("ANY", "NOT_LITERAL", "IN", "CATEGORY"):
-        fits = [each for each in CHARACTERS if _is_in(part, ord(each))]
-        return draw.choice(fits or [""])
+        fits = COMPILER.compile(PARSER.SubPattern(PARSER.State(), [part]), re.UNICODE).match
+        return draw.choice([each for each in CHARACTERS if fits(each)] or [""])
     if kind == "BRANCH":
         return "".join(_build(each, draw) for each in draw.choice(given[1]))
     if kind in ("SUBPATTERN", "ATOMIC_GROUP"):
@@ -160,24 +141,6 @@ def _build(part: tuple[Any, Any], draw: random.Random) -> str:
         times = draw.randint(least, min(most, least + 2))
         return "".join(_build(each, draw) for _ in range(times) for each in inner)
     return ""
-
-
-def _is_in(part: tuple[Any, Any], code: int) -> bool:
-    kind, given = str(part[0]), part[1]
-    if kind == "IN":
-        negated = str(given[0][0]) == "NEGATE"
-        return negated != any(_is_in(each, code) for each in given[negated:])
-    if kind == "RANGE":
-        return bool(given[0] <= code <= given[1])
-    if kind == "CATEGORY":
-        _, *negation, what = str(given).split("_")
-        known = {"DIGIT": str.isdigit, "SPACE": str.isspace, "WORD": _is_word}
-        return known[what](chr(code)) != bool(negation)
-    return kind == "ANY" or (kind == "LITERAL") == (code == given)
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
 
 
 def _publish(channel: Any, exchange: str) -> None:
