@@ -65,12 +65,7 @@ def _send(send_all: Any, texts: list[str], later: Findings) -> str:
         run.call(send_all)
         run.collect()
         run.called.raise_if_failed(WRONG)
-        run.check_way()
-        run.check_list()
-        run.check_messages()
-        run.check_number()
-        run.check_told()
-        run.check_complete()
+        run.check()
         return run.numbers
 
 
@@ -115,11 +110,7 @@ def _send_to_a_full_queue(send_all: Any, later: Findings) -> list[str]:
             run.check_told_if_any()
             return []  # the broker closes the channel, and never says which of the tasks it took
         _raise_if_ended(run)
-        run.check_way()
-        run.check_list()
-        run.check_told()
-        run.check_complete()
-        run.check_number(is_limited=True)
+        run.check(is_limited=True)
         refused = bench.count("Basic.Nack", from_client=False)
         return [f"a full queue: {run.numbers}, refused {refused}"]
 

@@ -256,7 +256,7 @@ def first_only(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "You do not send all the tasks.",
+    "You claim tasks although nobody has confirmed them.",
     ask="What would the broker's counter show?",
 )
 def constant(connect, queue, tasks):  # noqa: ARG001

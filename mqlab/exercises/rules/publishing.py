@@ -276,38 +276,6 @@ class PublisherRun:
                 f"not persistent: {transient}, with an expiration: {expiring}",
             )
 
-    def check_number(self, *, is_limited: bool = False) -> None:
-        """Raise Incorrect unless the tasks are in the queue as often, and in the order, given.
-
-        A queue that ``is_limited`` may have refused some.
-        """
-        keys = [self.key_of(*each) for each in self.arrived[len(self.earlier) :]]
-        there = [key for key in keys if key is not None]
-        never = Counter(self.keys) - self.keys_of(self.sent)
-        if missing := never or (not is_limited and Counter(self.keys) - Counter(there)):
-            raise self.wrong(
-                "You do not send all the tasks.",
-                "Two tasks may have the same text, and a task that is refused says nothing about "
-                "the next one. In a transaction, only what is committed counts.",
-                self.look_at,
-                f"{'never sent' if never else 'not in the queue'}: {some(map(show, missing))}",
-            )
-        if copies := Counter(there) - Counter(self.keys):
-            raise self.wrong(
-                "You send tasks more than once.",
-                "Each copy is work that a worker would do again.",
-                BY_HAND,
-                f"too often: {some(map(show, copies))}",
-            )
-        if not is_limited and there != self.keys:
-            first = next(n for n, key in enumerate(there) if key != self.keys[n])
-            raise self.wrong(
-                "You send the tasks in another order.",
-                "A queue keeps its order, so what comes first is done first.",
-                self.look_at,
-                f"task {first + 1} should be {show(self.keys[first])}, is {show(there[first])}",
-            )
-
     def check_told(self, gone: str = "") -> None:
         """Raise Incorrect if the answer claims a task that the broker has not confirmed.
 
@@ -361,13 +329,45 @@ class PublisherRun:
             self.check_list()
             self.check_told(gone)
 
-    def check_complete(self) -> None:
-        """Raise Incorrect if the answer leaves out what is in the queue."""
-        there = Counter(key for each in self.arrived if (key := self.key_of(*each)) is not None)
-        if left_out := (there & Counter(self.keys)) - Counter(self.claimed):
+    def check(self, *, is_limited: bool = False) -> None:
+        """Raise Incorrect unless list and queue have the tasks, in the queue in the order given.
+
+        A queue that ``is_limited`` may have refused some.
+        """
+        self.check_way()
+        self.check_list()
+        self.check_messages()
+        self.check_told()
+        keys = [self.key_of(*each) for each in self.arrived[len(self.earlier) :]]
+        there = [key for key in keys if key is not None]
+        if left_out := (Counter(there) & Counter(self.keys)) - Counter(self.claimed):
             raise self.wrong(
                 "Your list leaves out tasks that are in the queue.",
                 "Whoever reads it will send them again.",
                 self.look_at,
                 f"not claimed: {some(map(show, left_out))}",
+            )
+        never = Counter(self.keys) - self.keys_of(self.sent)
+        if missing := never or (not is_limited and Counter(self.keys) - Counter(there)):
+            raise self.wrong(
+                "You do not send all the tasks.",
+                "Two tasks may have the same text, and a task that is refused says nothing about "
+                "the next one. In a transaction, only what is committed counts.",
+                self.look_at,
+                f"{'never sent' if never else 'not in the queue'}: {some(map(show, missing))}",
+            )
+        if copies := Counter(there) - Counter(self.keys):
+            raise self.wrong(
+                "You send tasks more than once.",
+                "Each copy is work that a worker would do again.",
+                BY_HAND,
+                f"too often: {some(map(show, copies))}",
+            )
+        if not is_limited and there != self.keys:
+            first = next(n for n, key in enumerate(there) if key != self.keys[n])
+            raise self.wrong(
+                "You send the tasks in another order.",
+                "A queue keeps its order, so what comes first is done first.",
+                self.look_at,
+                f"task {first + 1} should be {show(self.keys[first])}, is {show(there[first])}",
             )
