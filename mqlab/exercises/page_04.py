@@ -127,10 +127,9 @@ def _check_count(run: WorkerRun, count: int, sent: str) -> None:
 
 
 def _judge_work_until(answer: Any) -> list[str]:
-    enough = draw.randint(2, 16)
-    evidence = _close(answer, enough, draw.randint(90, 110), 0.0)
-    # More tasks than before: a worker that acknowledges only at the end has a prefetch too small.
-    evidence += _close(answer, None, enough + draw.randint(1, 4), draw.uniform(3.1, 3.8))
+    evidence = _close(answer, draw.randint(2, 16), draw.randint(90, 110), 0.0)
+    # So many that a small prefetch is full, if a worker acknowledges only at closing time.
+    evidence += _close(answer, None, draw.randint(18, 22), draw.uniform(3.1, 3.8))
     return evidence + _close(answer, None, 0, draw.uniform(0.3, 1.0))
 
 
@@ -142,7 +141,7 @@ def _close(answer: Any, enough: int | None, count: int, idle_s: float) -> list[s
     """
     closing = threading.Event()
     with Bench() as bench:
-        run = WorkerRun(bench, 0.03, 0.06, enough_begun=enough, on_enough=closing.set)
+        run = WorkerRun(bench, 0.02, 0.05, enough_begun=enough, on_enough=closing.set)
         run.send(count)
         stalled_s = 0.0
 

@@ -522,20 +522,18 @@ def asks_the_event_itself(connect, queue, closing, work):
     "You stopped before closing time.",
     ask="How many tasks may you have that are not acknowledged? What happens when you have them?",
 )
-def acks_a_batch_at_the_end(connect, queue, closing, work):
-    """One acknowledgement at closing time, for a prefetch that is full by then"""
-    done = []
+def acks_only_at_closing_time(connect, queue, closing, work):
+    """One acknowledgement, at closing time, for all that is done"""
+    done, last = [], None
     for channel, tag, task_id in deliveries(connect, queue, prefetch=5):
         if closing.is_set():
-            channel.basic_ack(0, multiple=True)
+            if last is not None:
+                channel.basic_ack(last, multiple=True)
             break
         if tag is not None:
             work(task_id)
             done.append(task_id)
-            if len(done) == 5:
-                channel.basic_ack(tag, multiple=True)
-                closing.wait(30)
-                break
+            last = tag
     return done
 
 
