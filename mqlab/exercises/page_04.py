@@ -20,42 +20,23 @@ are many tasks, none any more, or none at all; it does not return before, and wi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from mqlab.exercises.engine.bench import Bench
-from mqlab.exercises.engine.call import counted
-from mqlab.exercises.engine.exercise import Exercise, Incorrect
+from mqlab.exercises.engine.call import counted, some
+from mqlab.exercises.engine.exercise import Exercise
 from mqlab.exercises.rules.inputs import draw
-from mqlab.exercises.rules.working import OWNER, TIMEOUT_S, WorkerRun, short
+from mqlab.exercises.rules.working import OWNER, TIMEOUT_S, WorkerRun, short, wrong
 
 STOP_WITHIN_S = 2.0
 QUIET_S = 1.6
 """Seconds without any work after which the rest of the tasks is sent: the queue has run empty."""
 CLOSE_ANYHOW_S = 5.0
+STALLED_S = 2.5
+"""Seconds in which a worker with tasks in its queue should have begun one."""
 IN_BACKGROUND, GIVE_BACK = "In the background, by hand", "One last prediction: stop"
 TASK_1, TASK_2 = "Exercise 1: for everyone", "Exercise 2: a stretch"
-
-
-class Closing(threading.Event):
-    """The event of exercise 2, which notes how it is used."""
-
-    looks = truths = 0
-
-    def is_set(self) -> bool:
-        """Whether it is closing time."""
-        self.looks += 1
-        return super().is_set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for closing time."""
-        self.looks += 1
-        return super().wait(timeout)
-
-    def __bool__(self) -> bool:
-        self.truths += 1
-        return True
 
 
 def _judge_work_through(answer: Any) -> list[str]:
@@ -79,40 +60,23 @@ def _work_through(answer: Any) -> list[str]:
 
         run.run(answer, count, send_the_rest)
         run.check_worker()
-        done = f"{len(run.done)} of {counted(count)} done"
-        if run.hung and run.works:
-            raise _never_stops(run, f"{done}, the last at {run.since_start(run.last_end)}.")
-        run.check_any_work()
-        returned = run.since_start(run.returned_at)
-        if len(run.done) < count:
-            raise Incorrect(
-                "You stopped before the work was done.",
-                "Neither an empty queue nor the clock can tell you that: more tasks may come, and "
-                "a task may take longer. Count what is done.",
-                evidence=[
-                    f"{done} when your function returned, at {returned}",
-                    f"{first} were in the queue at the start, {count - first} were to follow",
-                ],
-                look_at=IN_BACKGROUND,
-            )
+        sent = f"{counted(count)} sent, {first} at the start and {count - first} later"
+        _check_count(run, count, sent)
         rest_s = run.returned_at - run.last_end
         if rest_s > STOP_WITHIN_S:
-            raise Incorrect(
+            raise wrong(
                 "You went on waiting when the work was done.",
                 f"A sleep is a guess, too short or too long. Stop after task {count}.",
-                evidence=[
-                    f"{done}, the last at {run.since_start(run.last_end)}",
-                    f"your function returned {rest_s:.1f} s later; {STOP_WITHIN_S:g} s are allowed",
-                ],
-                look_at=OWNER,
+                OWNER,
+                f"your function returned {rest_s:.1f} s after the last; {STOP_WITHIN_S:g} s are "
+                "allowed",
             )
         run.check_rest(GIVE_BACK)
         run.later.raise_first()
         run.check_value(TASK_1)
         return [
-            f"{counted(count)} sent, {first} at the start and {count - first} later: {count} done, "
-            "each once, and the ids you returned are theirs",
-            f"{bench.count('Basic.Ack')} acknowledgements, each after its work",
+            f"{sent}: {count} done, each once, and the ids you returned are theirs",
+            f"{counted(bench.count('Basic.Ack'), 'acknowledgement')}, each after its work",
             f"back {rest_s:.2f} s after the last; consumers: 0, left in the queue: 0",
         ]
 
@@ -126,137 +90,136 @@ def _work_with_more_than_asked(answer: Any) -> None:
         run.check_worker(all_acked=False)
         asked = f"{counted(count)} asked for, {count + more} in the queue"
         if run.late:
-            raise Incorrect(
+            raise wrong(
                 "You do more tasks than you were asked for.",
                 "The others are there for another worker, or another day.",
-                evidence=[f"{asked}, {len(run.works)} begun"],
-                look_at=GIVE_BACK,
+                GIVE_BACK,
+                f"{asked}, {len(run.works)} begun",
             )
-        if run.hung:
-            raise _never_stops(run, f"{asked}, {len(run.done)} done.")
-        if len(run.done) < count:
-            raise Incorrect(
-                "You stopped before the work was done.",
-                "Count what is done.",
-                evidence=[f"{asked}, {len(run.done)} done"],
-                look_at=IN_BACKGROUND,
-            )
+        _check_count(run, count, asked)
         run.check_rest(GIVE_BACK)
         run.later.raise_first()
         run.check_value(TASK_1, at_least=count)
 
 
+def _check_count(run: WorkerRun, count: int, sent: str) -> None:
+    """Raise Incorrect if the answer did not return, or returned too early."""
+    done = f"{sent}; {len(run.done)} done, the last at {run.since_start(run.last_end)}"
+    if run.hung and run.works:
+        raise wrong(
+            "Your worker never stops.",
+            f"After {TIMEOUT_S:g} s your function had not returned, and was stopped. "
+            "start_consuming waits forever, unless something ends it.",
+            OWNER,
+            done,
+            *run.hung.evidence,
+        )
+    run.check_any_work()
+    if len(run.done) < count:
+        raise wrong(
+            "You stopped before the work was done.",
+            "Neither an empty queue nor the clock can tell you that: more tasks may come, and a "
+            "task may take longer. Count what is done.",
+            IN_BACKGROUND,
+            done,
+            f"your function returned at {run.since_start(run.returned_at)}",
+        )
+
+
 def _judge_work_until(answer: Any) -> list[str]:
-    evidence = _close_in_the_middle(answer)
-    evidence += _close_while_idle(answer, draw.randint(2, 5), draw.uniform(3.1, 3.8))
-    return evidence + _close_while_idle(answer, 0, draw.uniform(0.3, 1.0))
+    evidence = _close(answer, draw.randint(2, 16), draw.randint(90, 110), 0.0)
+    # So many that a small prefetch is full, if a worker acknowledges only at closing time.
+    evidence += _close(answer, None, draw.randint(18, 22), draw.uniform(3.1, 3.8))
+    return evidence + _close(answer, None, 0, draw.uniform(0.3, 1.0))
 
 
-def _close_in_the_middle(answer: Any) -> list[str]:
-    closing = Closing()
+def _close(answer: Any, enough: int | None, count: int, idle_s: float) -> list[str]:
+    """Call the answer with ``count`` tasks, close when it is time, and check.
+
+    It is time when ``enough`` tasks have begun, or, without ``enough``, when all are done and there
+    was nothing to do for ``idle_s`` seconds.
+    """
+    closing = threading.Event()
     with Bench() as bench:
-        enough = draw.randint(2, 16)
-        run = WorkerRun(bench, 0.05, 0.08, enough_begun=enough, on_enough=closing.set)
-        run.send(draw.randint(90, 110))
-        _close(run, answer, closing, lambda: False)
+        run = WorkerRun(bench, 0.02, 0.05, enough_begun=enough, on_enough=closing.set)
+        run.send(count)
+        stalled_s = 0.0
+
+        def close(over: threading.Event) -> None:
+            nonlocal stalled_s
+            end = monotonic() + CLOSE_ANYHOW_S
+            while enough or len(run.works) < count or run.quiet_s() <= idle_s:
+                if over.wait(0.01) or run.is_enough.is_set():
+                    return
+                if monotonic() > end:
+                    stalled_s = run.quiet_s()
+                    break
+            run.say_enough()
+
+        run.run(answer, closing, close)
+        run.check_worker()
+        _check_closing(run, stalled_s if len(run.works) < (enough or count) else 0.0)
+        back_s = max(0.0, run.returned_at - run.enough_at)
+        when = "in the middle" if enough else "with an empty queue"
         return [
-            f"closed in the middle: {len(run.done)} done + {len(run.left)} in the queue = "
-            f"{len(run.sent)} sent"
+            f"closed {when}: {len(run.done)} done + {len(run.left)} in the queue = "
+            f"{len(run.sent)} sent, back {back_s:.2f} s later"
         ]
 
 
-def _close_while_idle(answer: Any, count: int, idle_s: float) -> list[str]:
-    closing = Closing()
-    with Bench() as bench:
-        run = WorkerRun(bench, 0.02, 0.04, on_enough=closing.set)
-        run.send(count)
-        _close(run, answer, closing, lambda: len(run.works) >= count and run.quiet_s() > idle_s)
-        back_s = max(0.0, run.returned_at - run.enough_at)
-        return [f"closed with an empty queue: all {count} done, back {back_s:.2f} s later"]
-
-
-def _close(run: WorkerRun, answer: Any, closing: Closing, is_time: Callable[[], bool]) -> None:
-    """Call the answer, close when it is time, and check."""
-
-    def close(over: threading.Event) -> None:
-        end = monotonic() + CLOSE_ANYHOW_S
-        while not (is_time() or monotonic() > end):
-            if over.wait(0.01):
-                return
-        run.say_enough()
-
-    run.run(answer, closing, close)
-    run.check_worker()
-    at_close = f"closing time was at {run.since_start(run.enough_at)}"
+def _check_closing(run: WorkerRun, stalled_s: float) -> None:
+    at_close = (
+        f"{len(run.done)} of {counted(len(run.sent))} done, closing time was at "
+        f"{run.since_start(run.enough_at)}, your function returned at "
+        f"{'no time' if run.hung else run.since_start(run.returned_at)}"
+    )
     late_s = run.returned_at - run.enough_at
-    if late_s < 0:
-        raise Incorrect(
-            "You stopped before closing time.",
-            "Neither an empty queue nor the clock can tell you: more tasks may come until closing "
-            "is set."
-            if closing.looks
-            else "You never asked whether closing is set. An event is always true, and so is its "
-            "method: ask closing.is_set(), with the brackets."
-            if closing.truths
-            else "You never asked whether closing is set: that is closing.is_set(), with the "
-            "brackets.",
-            evidence=[
-                f"your function returned at {run.since_start(run.returned_at)}, with "
-                f"{len(run.done)} of {counted(len(run.sent))} done, and closing was not set"
-            ],
-            look_at=OWNER,
-        )
-    if run.sent:
+    if run.sent and late_s >= 0:
         run.check_any_work()
+    if late_s < 0 or stalled_s > STALLED_S:
+        raise wrong(
+            "You stopped before closing time.",
+            f"There were tasks in the queue, and for {stalled_s:.1f} s you began none. An "
+            "acknowledgement that waits until the end keeps new tasks away."
+            if late_s >= 0
+            else "Neither an empty queue nor the clock can tell you: more tasks may come until "
+            "closing.is_set() is true. An event itself is always true, and so is its method "
+            "without the brackets.",
+            OWNER,
+            at_close,
+        )
     if run.hung and not run.late:
-        raise Incorrect(
+        raise wrong(
             "Without a task, your loop never looks at the clock.",
             "Closing time came while there was no task. A callback is called for a task only, so "
             "it cannot be the only place that looks.",
-            evidence=[
-                f"{counted(len(run.done))} done, {at_close}, and {late_s:.1f} s later your "
-                "function had not returned"
-            ],
-            look_at=OWNER,
+            OWNER,
+            at_close,
         )
     if run.late or late_s > STOP_WITHIN_S:
         handed = run.bench.count("Basic.Deliver", from_client=False)
-        has_limit = run.bench.count("Basic.Qos") > 0 or not handed
-        raise Incorrect(
+        raise wrong(
             "You went on after closing time.",
-            "Finish the task that is being worked on, begin no other, and give the rest back."
-            if has_limit
-            else f"Without basic_qos the broker handed you {counted(handed)} at once, and the loop "
+            "Finish the task that is being worked on, begin no other, and return the rest."
+            if run.bench.count("Basic.Qos") or not handed
+            else f"Without basic_qos the broker sent you {counted(handed)} at once, and the loop "
             "calls your callback for each of them before it looks at anything else.",
-            evidence=[
-                f"{at_close}; {counted(len(run.late))} begun after it",
-                f"your function was there for another {late_s:.1f} s; "
-                f"{STOP_WITHIN_S:g} s are allowed",
-            ],
-            look_at=GIVE_BACK,
+            GIVE_BACK,
+            at_close,
+            f"begun after closing: {len(run.late)}; {STOP_WITHIN_S:g} s are allowed for leaving",
         )
     begun = [work for work in run.works if work.started < run.returned_at]
-    if running := [work for work in begun if not run.ended_in_time(work)]:
-        raise Incorrect(
+    if running := [short(work.task_id) for work in begun if not run.ended_in_time(work)]:
+        raise wrong(
             "You left in the middle of a task.",
             "Your function returned while work was still going on, so it cannot know whether that "
             "task was done.",
-            evidence=[f"task {short(work.task_id)} was being worked on" for work in running[:3]],
-            look_at=GIVE_BACK,
+            GIVE_BACK,
+            f"being worked on: {some(running)}",
         )
     run.check_rest(GIVE_BACK)
     run.later.raise_first()
     run.check_value(TASK_2)
-
-
-def _never_stops(run: WorkerRun, done: str) -> Incorrect:
-    return Incorrect(
-        "Your worker never stops.",
-        f"{done} After {TIMEOUT_S:g} s your function had not returned, and was stopped. "
-        "start_consuming waits for ever, unless something ends it.",
-        evidence=run.hung.evidence if run.hung else (),
-        look_at=OWNER,
-    )
 
 
 ex1 = Exercise(

@@ -578,6 +578,21 @@ def test_the_bench_keeps_what_ended_a_thread() -> None:
         assert called.value == "done"
 
 
+def test_the_bench_does_not_keep_what_ended_an_earlier_thread() -> None:
+    wake = threading.Event()
+
+    def fail_later() -> None:
+        wake.wait(10)
+        raise SystemExit
+
+    earlier = threading.Thread(target=fail_later)
+    earlier.start()
+    with Bench() as bench:
+        wake.set()
+        earlier.join(10)
+        assert bench.thread_errors == []
+
+
 def test_a_cut_takes_the_confirm_and_what_follows() -> None:
     with Bench() as bench:
         queue = bench.new_queue()

@@ -3,7 +3,7 @@
 A wrong one is registered with the headline that it must get, and with what an instructor asks the
 learner; a right one must pass, in whatever style. Each is named by its docstring:
 
-    @wrong(ex1, "You open a connection for every task.", ask="What does a connection cost?")
+    @wrong(ex1, "You open more than one connection.", ask="What does a connection cost?")
     def connects_each_time(connect, queue, tasks):
         '''A new connection for every task'''
 

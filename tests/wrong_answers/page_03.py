@@ -35,7 +35,7 @@ def send(connect, queue, tasks, encode=lambda task: task, properties=PERSISTENT)
 
 @wrong(
     ex1,
-    "You open a connection for every task.",
+    "You open more than one connection.",
     ask="What did the columns on the page say that a connection costs?",
 )
 def connects_each_time(connect, queue, tasks):
@@ -87,7 +87,7 @@ def asks_nobody(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "The tasks came back, and you were not listening.",
+    "You claim tasks although nobody has confirmed them.",
     ask="When would you have heard of it?",
 )
 def mandatory_alone(connect, queue, tasks):
@@ -118,7 +118,7 @@ def confirmed_is_enough(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "You are told that a task is lost, and claim it all the same.",
+    "The broker did not take a task, and you claim it all the same.",
     ask="What did that exception say?",
 )
 def swallows_the_error(connect, queue, tasks):
@@ -136,7 +136,7 @@ def swallows_the_error(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "The first task that comes back ends your function.",
+    "The first task that is not taken ends your function.",
     ask="And the tasks after it?",
 )
 def does_not_catch(connect, queue, tasks):
@@ -171,7 +171,7 @@ def tries_for_ever(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "You made the queue that was missing.",
+    "You created the queue that was missing.",
     ask="If the name is a spelling mistake, who reads your new queue?",
 )
 def declares_the_queue(connect, queue, tasks):
@@ -256,7 +256,7 @@ def first_only(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "You return a list, and send nothing.",
+    "You claim tasks although nobody has confirmed them.",
     ask="What would the broker's counter show?",
 )
 def constant(connect, queue, tasks):  # noqa: ARG001
@@ -329,7 +329,7 @@ def cut_without_confirms(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "You swallow the error and count the task as sent.",
+    "You claim tasks although nobody has confirmed them.",
     ask="What can be sent on a channel that is closed?",
 )
 def cut_swallowed(connect, queue, tasks):
@@ -364,7 +364,7 @@ def cut_not_caught(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "Your list is true, and the rest was never sent.",
+    "Your list is true, but tasks are missing from it.",
     ask="What does the caller do with half a list?",
 )
 def gives_up(connect, queue, tasks):
@@ -381,7 +381,7 @@ def gives_up(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "You drop the task whose confirm was lost.",
+    "Your list is true, but tasks are missing from it.",
     ask="Is it there? Can you know? What is the safe thing to do?",
 )
 def skips_the_unknown(connect, queue, tasks):
@@ -400,7 +400,7 @@ def skips_the_unknown(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "The id of a task changes on the way.",
+    "Your messages do not carry the ids of their tasks.",
     ask="How is a worker to see that two are the same?",
 )
 def fresh_id(connect, queue, tasks):
@@ -420,7 +420,7 @@ def fresh_id(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "Your messages carry no id.",
+    "Your messages do not carry the ids of their tasks.",
     ask="How is a worker to see that two are the same?",
 )
 def no_id(connect, queue, tasks):
@@ -440,7 +440,7 @@ def no_id(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "You send again what was confirmed already.",
+    "You send a task again that was not lost.",
     ask="About which ones were you in doubt?",
 )
 def starts_again(connect, queue, tasks):
@@ -456,7 +456,7 @@ def starts_again(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "You open a connection for every task.",
+    "You open more connections than the cut made necessary.",
     ask="How many cuts were there, and how many connections?",
 )
 def cut_connects_each_time(connect, queue, tasks):
@@ -506,7 +506,7 @@ def blindly_twice(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "You return a list, and send nothing.",
+    "You claim tasks although nobody has confirmed them.",
     ask="What would the broker's counter show?",
 )
 def cut_constant(connect, queue, tasks):  # noqa: ARG001
@@ -537,7 +537,7 @@ def cut_transient(connect, queue, tasks):
 
 @wrong(
     ex2,
-    "You claim the task whose confirm was lost, without sending it again.",
+    "You claim tasks although nobody has confirmed them.",
     ask="Who told you that this one arrived?",
 )
 def claims_the_unknown(connect, queue, tasks):
@@ -594,7 +594,7 @@ def encodes_as_latin_1(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "The first task that the broker refuses ends your function.",
+    "The first task that is not taken ends your function.",
     ask="What does the caller know about the tasks before that one?",
 )
 def loses_its_list_to_a_nack(connect, queue, tasks):
@@ -623,7 +623,7 @@ def all_or_nothing(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "You are told that a task is refused, and claim it all the same.",
+    "The broker did not take a task, and you claim it all the same.",
     ask="What does a nack say, and what does a NackError?",
 )
 def claims_what_is_refused(connect, queue, tasks):
@@ -676,7 +676,7 @@ def sends_each_text_once(connect, queue, tasks):
     ask="How many of them have the same text?",
 )
 def claims_a_set(connect, queue, tasks):
-    """A set on the way to the list, which loses doubles and order"""
+    """A set on the way to the list, which loses duplicates"""
     return list(set(send(connect, queue, tasks)))
 
 
@@ -725,7 +725,7 @@ def looks_first_and_confirms(connect, queue, tasks):
 
 @wrong(
     ex1,
-    "You take messages out of the queue again.",
+    "You take messages out of the queue.",
     ask="Who else might read the queue at that moment?",
 )
 def reads_them_back(connect, queue, tasks):
@@ -817,6 +817,68 @@ def never_closes_the_second(connect, queue, tasks):
                 channel = kept[-1].channel()
                 channel.confirm_delivery()
     return sent
+
+
+@wrong(
+    ex1,
+    "You created the queue that was missing.",
+    ask="Who may have sent to your queue, or looked for it, while it existed?",
+)
+def declares_it_for_a_moment(connect, queue, tasks):
+    """The missing queue is declared, and deleted again"""
+    with connect() as connection:
+        try:
+            connection.channel().queue_declare(queue, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            channel = connection.channel()
+            channel.queue_declare(queue, durable=True)
+            channel.queue_delete(queue)
+            return []
+        return send(lambda: contextlib.nullcontext(connection), queue, tasks)
+
+
+@wrong(
+    ex1,
+    "You left a connection open.",
+    ask="Which of your two returns does not close the connection?",
+)
+def leaves_early(connect, queue, tasks):
+    """The connection stays open if the queue is missing"""
+    connection = connect()
+    kept.append(connection)
+    try:
+        connection.channel().queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        return []
+    return send(lambda: connection, queue, tasks)
+
+
+@wrong(
+    ex1,
+    "You take messages out of the queue.",
+    ask="Whose message did you take to make room for yours?",
+)
+def makes_room(connect, queue, tasks):
+    """Takes a message out of a full queue and sends again"""
+    there = []
+    with connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for task in tasks:
+            with contextlib.suppress(pika.exceptions.UnroutableError):
+                try:
+                    channel.basic_publish("", queue, task, PERSISTENT, mandatory=True)
+                except pika.exceptions.NackError:
+                    channel.basic_get(queue, auto_ack=True)
+                    channel.basic_publish("", queue, task, PERSISTENT, mandatory=True)
+                there.append(task)
+    return there
+
+
+@right(ex1)
+def in_reverse(connect, queue, tasks):
+    """A list in another order, which is as true"""
+    return send(connect, queue, tasks)[::-1]
 
 
 @right(ex1)

@@ -226,7 +226,7 @@ def takes_a_task_for_a_dict(connect, queue, count, work):
 
 @wrong(
     ex1,
-    "You rejected tasks, and the broker threw them away.",
+    "You rejected tasks instead of acknowledging them.",
     ask="What does the broker do with a message that is rejected and not requeued?",
 )
 @by_hand
@@ -239,7 +239,7 @@ def rejects_what_is_done(channel, tag, task_id, work, done):
 
 @wrong(
     ex1,
-    "You gave back tasks that you had done.",
+    "You rejected tasks instead of acknowledging them.",
     ask="Which of the three says that a task is done: ack, nack or reject?",
 )
 @by_hand
@@ -251,7 +251,11 @@ def nacks_what_is_done(channel, tag, task_id, work, done):
     channel.basic_nack(tag)
 
 
-@wrong(ex1, "You emptied the queue.", ask="Whose tasks would be in it?")
+@wrong(
+    ex1,
+    "Your worker does more than take tasks and acknowledge them.",
+    ask="Whose tasks would be in it?",
+)
 def purges_afterwards(connect, queue, count, work):
     """A purge after the work, to leave a clean queue"""
     done = by_hand(do)(connect, queue, count, work)
@@ -510,6 +514,72 @@ def asks_the_event_itself(connect, queue, closing, work):
             method, _, body = channel.basic_get(queue)
             if method is not None:
                 do(channel, method.delivery_tag, id_of(body), work, done)
+    return done
+
+
+@wrong(
+    ex2,
+    "You stopped before closing time.",
+    ask="How many tasks may you have that are not acknowledged? What happens when you have them?",
+)
+def acks_only_at_closing_time(connect, queue, closing, work):
+    """One acknowledgement, at closing time, for all that is done"""
+    done, last = [], None
+    for channel, tag, task_id in deliveries(connect, queue, prefetch=5):
+        if closing.is_set():
+            if last is not None:
+                channel.basic_ack(last, multiple=True)
+            break
+        if tag is not None:
+            work(task_id)
+            done.append(task_id)
+            last = tag
+    return done
+
+
+@wrong(ex2, "You stopped before closing time.", ask="What do you do until closing is set?")
+def does_a_single_task(connect, queue, closing, work):
+    """One task, and then it only waits"""
+    done = []
+    for delivery in deliveries(connect, queue):
+        do(*delivery, work, done)
+        closing.wait(30)
+        break
+    return done
+
+
+calls = []
+
+
+@wrong(
+    ex2,
+    "Your list has more in it than was done.",
+    ask="What is in this list when your function is called again?",
+)
+def adds_to_a_list_for_all_calls(connect, queue, closing, work):
+    """One list for all calls"""
+    for delivery in deliveries(connect, queue):
+        if closing.is_set():
+            break
+        do(*delivery, work, calls)
+    return calls
+
+
+@wrong(
+    ex2,
+    "Your worker does more than take tasks and acknowledge them.",
+    ask="Is the copy that you send the same message, and in the same place in the queue?",
+)
+def sends_the_rest_back(connect, queue, closing, work):
+    """Publishes a copy of the task that it does not begin, and acknowledges the original"""
+    done = []
+    for channel, tag, task_id in deliveries(connect, queue):
+        if closing.is_set():
+            if tag is not None:
+                channel.basic_publish("", queue, json.dumps({"task_id": task_id}))
+                channel.basic_ack(tag)
+            break
+        do(channel, tag, task_id, work, done)
     return done
 
 

@@ -73,6 +73,7 @@ class Bench:
         self._environ, self._folder = dict(os.environ), Path.cwd()
         os.environ["AMQP_URL"] = self._proxy.settings.url
         self._hook_before, threading.excepthook = threading.excepthook, self._note_thread_error
+        self._threads_before = set(threading.enumerate())
         self._running_before = set(running_consumers())
         self._open_before = set(open_connections())
         return self
@@ -264,7 +265,8 @@ class Bench:
         self._proxy.close()
 
     def _note_thread_error(self, args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None:
+        # A thread that an earlier check has ended may get its SystemExit now.
+        if args.exc_value is not None and args.thread not in self._threads_before:
             self.thread_errors.append(args.exc_value)
 
     def _on_frame(self, connection: int, from_client: bool, frame: Any) -> bool:

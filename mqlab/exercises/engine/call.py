@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter
-from types import FrameType
 from typing import Any
 
 from mqlab.exercises.engine.exercise import Incorrect, NotAttempted, NotChecked
@@ -51,10 +50,11 @@ class Call:
                 "after a kernel restart, run the cells above first: menu Run, Run All Above "
                 "Selected Cell. If that does not help, check the spelling of the name",
             )
+        places = _places(traceback.extract_tb(error.__traceback__))
         raise Incorrect(
             f"Your function raised {type(error).__name__}.",
             f"{show(error)} {hint}".strip(),
-            evidence=[f"it happened {place}" for place in _places(error.__traceback__)[-1:]],
+            evidence=[f"it happened {place}" for place in places[-1:]],
             look_at=look_at,
         )
 
@@ -103,7 +103,8 @@ def call(
         end_threads(new_threads())
         raise
     if thread.is_alive():
-        place = _place_of(thread)
+        frame = sys._current_frames().get(thread.ident or 0)
+        places = _places(traceback.extract_stack(frame)) if frame else []
         unblock()
         left = end_threads(new_threads())
         raise DidNotReturn(
@@ -112,7 +113,7 @@ def call(
             if not left
             else "It cannot be stopped from outside and is still running: restart the kernel "
             "(menu Kernel) to get rid of it.",
-            evidence=[f"when the time was up it was {place}"] if place else [],
+            evidence=[f"when the time was up it was {place}" for place in places[-1:]],
             look_at=look_at,
         )
     outcome.threads = [each for each in new_threads() if each is not thread]
@@ -187,22 +188,13 @@ def _check_callable(function: Any, args: tuple[Any, ...]) -> None:
         pass
 
 
-def _places(trace: Any) -> list[str]:
-    """Where in the learner's own code: the frames that are neither in a library nor in here."""
+def _places(stack: Iterable[traceback.FrameSummary]) -> list[str]:
+    """The lines of the learner's own code, which is neither in a library nor in here."""
     return [
-        f"in line {summary.lineno} of {summary.name}: {summary.line}".rstrip(": ")
-        for summary in traceback.extract_tb(trace)
-        if _is_learners(summary.filename)
+        f"in line {each.lineno} of {each.name}: {each.line}".rstrip(": ")
+        for each in stack
+        if _is_learners(each.filename)
     ]
-
-
-def _place_of(thread: threading.Thread) -> str:
-    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
-    summaries = traceback.extract_stack(frame) if frame else []
-    own = [each for each in summaries if _is_learners(each.filename)]
-    if not own:
-        return ""
-    return f"in line {own[-1].lineno} of {own[-1].name}: {own[-1].line}".rstrip(": ")
 
 
 def _is_learners(filename: str) -> bool:

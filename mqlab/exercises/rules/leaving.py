@@ -1,4 +1,4 @@
-"""What no answer may leave behind: consumers, connections, threads, and changes on the broker."""
+"""What no answer may leave behind: consumers, connections, threads, changes on the broker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from mqlab.exercises.engine.exercise import Incorrect
 def check_nothing_is_left(bench: Bench, queue: str, look_at: str) -> None:
     """Raise Incorrect for what is still there ``LEAVE_WITHIN_S`` seconds after the return."""
     after = f"{LEAVE_WITHIN_S:g} s after your function had returned, there"
-    if consumers := bench.wait_until_left(lambda: bench.consumers(queue)):
+    if bench.exists(queue) and (consumers := bench.wait_until_left(lambda: bench.consumers(queue))):
         raise Incorrect(
             "You left a consumer behind.",
-            "The next task goes to it, and nobody works on it. Every run of your cell leaves "
-            "another one.",
+            "The next task goes to it, and nobody works on it.",
             evidence=[f"{after} still was {counted(consumers, 'consumer')} on the queue"],
             look_at=look_at,
         )
@@ -29,18 +28,18 @@ def check_nothing_is_left(bench: Bench, queue: str, look_at: str) -> None:
     if threads := bench.wait_until_left(bench.running_threads):
         raise Incorrect(
             "You left a thread running.",
-            "Nobody knows what it does next. Have it end, and join it before you return.",
+            "Let it end, and join it before you return.",
             evidence=[f"{after} still ran {counted(len(threads), 'thread')}: {some(threads)}"],
             look_at=look_at,
         )
 
 
 def check_objects(bench: Bench, look_at: str) -> None:
-    """Raise Incorrect if the broker has other queues, exchanges, bindings or rules than before."""
+    """Raise Incorrect if queues, exchanges, bindings or policies have changed."""
     if changes := bench.wait_until_left(bench.changes):
         raise Incorrect(
             "You changed something else on the broker.",
-            "Only messages were to be sent or taken. All else on it has to stay as it was.",
+            "Your function may send or take messages. Everything else has to stay as it was.",
             evidence=[str(each) for each in changes[:3]],
             look_at=look_at,
         )

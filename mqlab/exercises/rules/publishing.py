@@ -1,8 +1,8 @@
-"""What is wrong in any publisher, with the evidence for it.
+"""What can be wrong with any publisher, and the evidence for it.
 
-``PublisherRun`` calls an answer with tasks and a queue, and compares what was given, what went over
-the wire, what the broker answered *on that connection* by the time the function returned, what is
-in the queue, and what the function claims. Its headings are those of page 03.
+``PublisherRun`` calls an answer with tasks and a queue. It compares what was given, what was sent,
+what the broker answered *on that connection* before the function returned, what is in the queue,
+and what the function claims. Its headings are those of page 03.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import pika
 
 from mqlab.exercises.engine.bench import Bench
 from mqlab.exercises.engine.call import Call, DidNotReturn, counted, show, some
-from mqlab.exercises.engine.exercise import Incorrect
+from mqlab.exercises.engine.exercise import Findings, Incorrect
 from mqlab.exercises.engine.wire import Method
+from mqlab.exercises.rules.leaving import check_nothing_is_left, check_objects
 
 BY_HAND, KEEP = "A task into a queue, by hand", "Predict again"
 CONFIRMS, NOWHERE = "The step that is not there at all", "Four ways to publish to nowhere, by hand"
@@ -88,15 +89,16 @@ class PublisherRun:
         bench: Bench,
         queue: str,
         tasks: list[str] | dict[str, str],
-        look_at: str,
+        later: Findings,
         connections: int = 1,
     ) -> None:
-        self._may_open = connections
-        self.bench, self.queue, self.look_at = bench, queue, look_at
+        self._may_open, self._later = connections, later
+        self.bench, self.queue = bench, queue
         self.keys = list(tasks)
         self._tasks, self._has_ids = tasks, isinstance(tasks, dict)
-        self.texts = tasks if isinstance(tasks, dict) else {text: text for text in tasks}
-        self._bodies = {key: text.encode() for key, text in self.texts.items()}
+        self.look_at = TASK_2 if self._has_ids else TASK_1
+        texts = tasks if isinstance(tasks, dict) else {text: text for text in tasks}
+        self._bodies = {key: text.encode() for key, text in texts.items()}
         self.earlier: list[bytes] = []
         self.called = Call()
         self.sent: list[Publication] = []
@@ -104,7 +106,7 @@ class PublisherRun:
         self.claimed: list[str] = []
 
     def fill(self, count: int) -> None:
-        """Put some messages of somebody else's into the queue first."""
+        """Put some messages of someone else's into the queue first."""
         self.earlier = [f"an earlier message, {number}".encode() for number in range(count)]
         with self.bench.channel() as channel:
             for body in self.earlier:
@@ -129,14 +131,17 @@ class PublisherRun:
             raise
         finally:
             self.sent = publications(list(self.bench.wire.methods))
+        if self.called.error is None:
+            self._later.note(check_nothing_is_left, self.bench, self.queue, self.look_at)
+            self._later.note(check_objects, self.bench, self.look_at)
 
     def collect(self) -> None:
-        """Take what is in the queue, when no more arrives; then look at the wire once more."""
+        """Take what is in the queue, when no more arrives; then read the wire once more."""
         self.arrived = self.bench.take_all(self.queue)
         self.sent = publications(list(self.bench.wire.methods))
 
     def key_of(self, properties: Any, body: bytes) -> str | None:
-        """Which task a message is, if it has its bytes (and its id); None if it is none."""
+        """Which task a message is, if it has its bytes (and its id); otherwise None."""
         key: str | None = body.decode("utf-8", "replace")
         if self._has_ids:
             key = properties.message_id if properties else None
@@ -144,16 +149,8 @@ class PublisherRun:
 
     def keys_of(self, sent: Iterable[Publication]) -> Counter[str]:
         """How often each task is among these."""
-        return Counter(self._keys(sent))
-
-    def _keys(self, sent: Iterable[Publication]) -> list[str]:
         keys = (self.key_of(each.method.properties, each.method.body) for each in sent)
-        return [key for key in keys if key is not None]
-
-    @property
-    def taken(self) -> Counter[str]:
-        """The tasks that the broker had taken over, and said so, when the function returned."""
-        return self.keys_of(p for p in self.sent if p.is_taken(self.called.returned_at))
+        return Counter(key for key in keys if key is not None)
 
     @property
     def numbers(self) -> str:
@@ -161,253 +158,216 @@ class PublisherRun:
         confirmed = sum(p.is_taken() for p in self.sent)
         return (
             f"{counted(len(self.keys))}: sent {len(self.sent)}, confirmed {confirmed}, in the "
-            f"queue {len(self.arrived) - len(self.earlier)}, claimed {len(self.claimed)}"
+            f"queue {max(0, len(self.arrived) - len(self.earlier))}, claimed {len(self.claimed)}"
         )
 
-    # ---- what is wrong in any publisher
+    def wrong(self, headline: str, message: str, look_at: str, *evidence: str) -> Incorrect:
+        """An Incorrect with the numbers of this run as its first evidence."""
+        return Incorrect(headline, message, evidence=[self.numbers, *evidence], look_at=look_at)
+
+    # ---- what can be wrong with any publisher
 
     def check_way(self) -> None:
-        """Raise Incorrect unless the tasks went to the queue, on the connection that was given."""
+        """Raise Incorrect unless the tasks went to the queue on the given connection, to stay."""
         bench = self.bench
         others = Counter(body for _, body in self.arrived) - Counter(
             each.method.body for each in self.sent
         )
-        if sum((others - Counter(self.earlier)).values()):
-            raise Incorrect(
+        if others - Counter(self.earlier):
+            raise self.wrong(
                 "You do not use the connect() that your function is given.",
-                "The tasks came another way, where the check cannot see what the broker said. "
-                "Call the first argument.",
-                evidence=[f"in the queue {len(self.arrived)}, seen on the way {len(self.sent)}"],
-                look_at=self.look_at,
+                "The tasks were sent another way, where the check cannot see what the broker "
+                "answered. Call the first argument.",
+                self.look_at,
             )
         names = ("Basic.Get", "Basic.Consume", "Queue.Purge", "Queue.Delete")
-        if out := [name for name in names if bench.count(name)]:
-            raise Incorrect(
-                "You take messages out of the queue again.",
-                "They are there for a worker. What the broker has taken over it tells you by a "
-                "confirm; nobody has to look.",
-                evidence=[f"{name}: {bench.count(name)} times" for name in out],
-                look_at=CONFIRMS,
-            )
-        if self.keys and not self.sent:
-            self.check_list()
-            raise Incorrect(
-                "You return a list, and send nothing.",
-                evidence=[f"{self.numbers}; it returned {show(self.called.value)}"],
-                look_at=BY_HAND,
+        taken = [f"{name}: {counted(bench.count(name), 'time')}" for name in names]
+        taken = [each for each in taken if not each.endswith(": 0 times")]
+        bodies = [body for _, body in self.arrived]
+        if taken or (bodies and bodies[: len(self.earlier)] != self.earlier):
+            raise self.wrong(
+                "You take messages out of the queue.",
+                "They are there for a worker. A confirm tells you what the broker has; nobody has "
+                "to read the queue for that.",
+                CONFIRMS,
+                *taken,
             )
         self._check_connections()
         default = [each.method for each in self.sent if not each.method.method.exchange]
         headers = [(each.properties and each.properties.headers) or {} for each in default]
         copies = {key for each in headers for name in ("CC", "BCC") for key in each.get(name, ())}
         if keys := ({each.method.routing_key for each in default} | copies) - {self.queue}:
-            raise Incorrect(
+            raise self.wrong(
                 "You send to another queue than the one that you are given.",
                 "Use the argument queue, not a name from the page: the check has its own queue.",
-                evidence=[f"given: {self.queue}, sent to: {some(map(repr, keys))}"],
-                look_at=self.look_at,
+                self.look_at,
+                f"given: {self.queue}, sent to: {some(map(repr, keys))}",
             )
 
     def _check_connections(self) -> None:
-        opened = self.bench.connections
-        if opened > self._may_open:
-            each = opened > 2 and opened >= self.bench.count("Basic.Publish") - 1
-            raise Incorrect(
-                "You open a connection for every task."
-                if each
-                else "You open more than one connection.",
+        if self.bench.connections > self._may_open:
+            raise self.wrong(
+                "You open more than one connection."
+                if self._may_open == 1
+                else "You open more connections than the cut made necessary.",
                 "Each needs a login, which takes longer than the publish. Open one, and keep it.",
-                evidence=[f"connections opened: {opened}, messages sent: {len(self.sent)}"],
-                look_at=KEEP,
+                KEEP,
+                f"connections opened: {self.bench.connections}",
             )
 
     def check_list(self) -> None:
         """Raise Incorrect unless the answer claims, in a list, tasks that it was given."""
         value, what = self.called.value, "ids of tasks" if self._has_ids else "tasks"
         if not isinstance(value, list | tuple):
-            raise Incorrect(
+            raise self.wrong(
                 "Your function does not return a list.",
                 f"Return a list of the {what} that are in the queue, even if it is empty.",
-                evidence=[f"it returned {show(value)}"],
-                look_at=self.look_at,
+                self.look_at,
+                f"it returned {show(value)}",
             )
         claimed = [str.__str__(each) if isinstance(each, str) else each for each in value]
-        known = set(self.keys)
-        strangers = [each for each in claimed if type(each) is not str or each not in known]
-        if strangers:
-            raise Incorrect(
-                "Your list has something else in it than what you were given.",
-                f"It should hold {what}, exactly as they came.",
-                evidence=[f"one of {len(strangers)}: {show(strangers[0])}"],
-                look_at=self.look_at,
+        known, strange = Counter(self.keys), []
+        for each in claimed:
+            if type(each) is not str or known[each] < 1:
+                strange.append(each)
+            else:
+                known[each] -= 1
+        if strange:
+            raise self.wrong(
+                "Your list has more in it than you were given.",
+                f"It should hold {what}, exactly as they were, each at most as often.",
+                self.look_at,
+                f"{len(claimed)} entries, {len(strange)} too many: {some(map(show, strange))}",
             )
         self.claimed = claimed
-        if too_often := Counter(claimed) - Counter(self.keys):
-            raise Incorrect(
-                "Your list names a task more than once.",
-                "A task that comes once is claimed once.",
-                evidence=[f"{len(claimed)} entries, too many of {some(map(show, too_often))}"],
-                look_at=self.look_at,
-            )
 
     def check_messages(self) -> None:
-        """Raise Incorrect unless each message in the queue is a task, as it was given, to stay."""
-        bodies = [body for _, body in self.arrived]
-        if bodies[: len(self.earlier)] != self.earlier:
-            raise Incorrect(
-                "The messages that were in the queue before have changed.",
-                "They are somebody else's. Add yours, and leave the others alone.",
-                evidence=[f"before: {len(self.earlier)} messages; {self.numbers}"],
-                look_at=self.look_at,
-            )
+        """Raise Incorrect unless each message in the queue is a task as it was given, to stay."""
         arrived = self.arrived[len(self.earlier) :]
         for properties, body in arrived:
-            if self.key_of(properties, body) is None:
-                raise self._changed(properties, body)
-        self._check_kept(arrived)
-
-    def check_number(self) -> None:
-        """Raise Incorrect unless the tasks are in the queue as often, and in the order, given."""
-        arrived = self.arrived[len(self.earlier) :]
-        there = [key for each in arrived if (key := self.key_of(*each)) is not None]
-        if missing := Counter(self.keys) - Counter(there):
-            never = Counter(self.keys) - self.keys_of(self.sent)
-            raise Incorrect(
-                "You do not send all the tasks." if never else "What you sent is not in the queue.",
-                "Two tasks may have the same text: they are two tasks all the same."
-                if never and set(missing) <= set(there)
-                else "A transaction that is not committed is thrown away."
-                if any(each.asked == "a transaction" for each in self.sent)
-                else "",
-                evidence=[self.numbers, f"not in the queue: {some(map(show, missing))}"],
-                look_at=self.look_at,
+            if self.key_of(properties, body) is not None:
+                continue
+            if self._has_ids and body in self._bodies.values():
+                ids = [key for key, each in self._bodies.items() if each == body]
+                raise self.wrong(
+                    "Your messages do not carry the ids of their tasks.",
+                    "A task keeps its id on every attempt. Otherwise a worker cannot recognise a "
+                    "duplicate, and does the task twice.",
+                    LIBRARY,
+                    f"task {ids[0]} has the message_id {show(properties.message_id)}",
+                )
+            raise self.wrong(
+                "What arrives is not what you were given.",
+                "The text of a task, in UTF-8, is the body of its message: not a byte more or "
+                "less.",
+                BY_HAND,
+                f"in the queue: {show(body)}, which is none of the tasks",
             )
-        if not self._has_ids and (copies := Counter(there) - Counter(self.keys)):
-            raise Incorrect(
-                "You send tasks more than once.",
-                "Each copy is work that a worker would do again.",
-                evidence=[self.numbers, f"too often: {some(map(show, copies))}"],
-                look_at=BY_HAND,
-            )
-        if not self._has_ids and there != self.keys:
-            first = next(n for n, key in enumerate(there) if key != self.keys[n])
-            raise Incorrect(
-                "You send the tasks in another order.",
-                "A queue keeps its order, so what comes first is done first.",
-                evidence=[f"task {first + 1}: {show(self.keys[first])} was given, "
-                          f"{show(there[first])} was sent"],
-                look_at=self.look_at,
-            )  # fmt: skip
-
-    def check_complete(self) -> None:
-        """Raise Incorrect if the answer leaves out what is in the queue, or changes the order."""
-        if self.claimed and not any(each.asked for each in self.sent):
-            return  # check_told has more to say
-        there = Counter(key for each in self.arrived if (key := self.key_of(*each)) is not None)
-        if left_out := (there & Counter(self.keys)) - Counter(self.claimed):
-            raise Incorrect(
-                "Your list leaves out tasks that are in the queue.",
-                "Whoever reads it will send them again.",
-                evidence=[self.numbers, f"not claimed: {some(map(show, left_out))}"],
-                look_at=self.look_at,
-            )
-        answered = sorted((p for p in self.sent if p.is_taken()), key=lambda p: p.answered_at)
-        in_order = any(_is_part_of(self.claimed, o) for o in (self.keys, self._keys(answered)))
-        if not self._has_ids and not in_order:
-            raise Incorrect(
-                "Your list is in another order than the tasks.",
-                "Keep the order in which they were given.",
-                evidence=[f"it begins with {some(map(show, self.claimed[:3]))}"],
-                look_at=self.look_at,
+        transient = sum(properties.delivery_mode != 2 for properties, _ in arrived)
+        expiring = sum(properties.expiration is not None for properties, _ in arrived)
+        if transient or expiring:
+            raise self.wrong(
+                "Your messages would not survive a restart of the broker."
+                if transient
+                else "Your messages expire.",
+                "A durable queue does not keep every message: it has to be persistent, and must "
+                "not have an expiration, after which the broker drops it.",
+                BY_HAND,
+                f"not persistent: {transient}, with an expiration: {expiring}",
             )
 
-    def check_told_if_any(self) -> None:
-        """``check_told``, in a run where an answer may as well raise, and claim nothing."""
-        if self.called.error is None and isinstance(self.called.value, list | tuple):
-            self.check_list()
-            self.check_told()
+    def check_told(self, gone: str = "") -> None:
+        """Raise Incorrect if the answer claims a task that the broker has not confirmed.
 
-    def check_told(self) -> None:
-        """Raise Incorrect if the answer claims a task that the broker has not confirmed."""
-        untold = Counter(self.claimed) - self.taken
+        Where the queue is missing, ``gone`` says so; only what was sent as mandatory counts then.
+        """
+        taken = self.keys_of(
+            p
+            for p in self.sent
+            if p.is_taken(self.called.returned_at) and (p.method.method.mandatory or not gone)
+        )
+        untold = Counter(self.claimed) - taken
         if not untold:
             return
         named = f"claimed and not confirmed: {some(map(show, untold))}"
         silent = [p for p in self.sent if self.key_of(p.method.properties, p.method.body) in untold]
-        if any(p.answer == "nack" for p in silent):
-            raise Incorrect(
-                "You are told that a task is refused, and claim it all the same.",
-                "The queue was full. A nack, in pika a NackError, says that the broker has not "
-                "taken the task over: leave it out of the list.",
-                evidence=[self.numbers, named],
-                look_at=CONFIRMS,
+        asked = all(p.asked for p in silent)
+        refused = [p for p in silent if p.returned or p.answer == "nack"]
+        if asked and refused:
+            raise self.wrong(
+                "The broker did not take a task, and you claim it all the same.",
+                "It was returned because no queue wanted it (UnroutableError in pika), or refused "
+                "because the queue was full (NackError). When you catch the error, leave that "
+                "task out of the list.",
+                NOWHERE if refused[0].returned else CONFIRMS,
+                f"returned or refused: {len(refused)}; {named}",
             )
-        if not all(p.asked for p in silent):
-            quiet = sorted({p.method.connection for p in silent if not p.asked})
-            only = f" on connection {quiet[0]}" if self.bench.connections > len(quiet) else ""
-            raise Incorrect(
-                "You claim tasks although nobody has confirmed them.",
-                f"You never asked the broker to confirm{only}. basic_publish then returns as soon "
-                "as the bytes are handed over, and whatever happens after that, your list says "
-                "that all is well.",
-                evidence=[self.numbers, named],
-                look_at=CONFIRMS,
+        if asked and gone and any(p.is_taken() for p in silent):
+            raise self.wrong(
+                "Confirmed is not routed.",
+                f"{gone} The broker confirmed all the same: it has dealt with the messages, by "
+                "dropping them. It returns them only if you ask for that.",
+                NOWHERE,
+                named,
             )
-        raise Incorrect(
-            "You claim tasks before the broker has confirmed them.",
-            "You asked for an answer and did not wait for it, or it was not a good one.",
-            evidence=[self.numbers, named],
-            look_at=CONFIRMS,
+        quiet = sorted({p.method.connection for p in silent if not p.asked})
+        raise self.wrong(
+            "You claim tasks although nobody has confirmed them.",
+            "basic_publish raised an error for them, or you did not wait for the broker's answer. "
+            "They may have arrived, and the next time they are lost."
+            if asked
+            else "You did not ask for confirms. basic_publish then returns as soon as the bytes "
+            "are handed over, and whatever happens after that, your list says that all is well.",
+            CONFIRMS,
+            named,
+            *[f"confirms not asked for on connection {some(map(str, quiet))}"] * bool(quiet),
         )
 
-    def _check_kept(self, arrived: list[tuple[Any, bytes]]) -> None:
-        transient = [body for properties, body in arrived if properties.delivery_mode != 2]
-        if transient:
-            raise Incorrect(
-                "Your messages would not survive a restart of the broker.",
-                "The queue is durable, the messages in it are not. Ask the broker to keep them on "
-                "disk.",
-                evidence=[f"in the queue: {len(arrived)}, not persistent: {len(transient)}"],
-                look_at=BY_HAND,
-            )
-        expire = [properties.expiration for properties, _ in arrived if properties.expiration]
-        if expire:
-            raise Incorrect(
-                "Your messages expire.",
-                "The broker throws such a message away when its time is up, and nobody hears of "
-                "it.",
-                evidence=[f"{len(expire)} of {len(arrived)} expire after {expire[0]} ms"],
-                look_at=BY_HAND,
-            )
+    def check_told_if_any(self, gone: str = "") -> None:
+        """``check_told``, in a run where an answer may as well raise, and claim nothing."""
+        if self.called.error is None and isinstance(self.called.value, list | tuple):
+            self.check_list()
+            self.check_told(gone)
 
-    def _changed(self, properties: Any, body: bytes) -> Incorrect:
-        if self._has_ids and body in self._bodies.values():
-            ids = [key for key, each in self._bodies.items() if each == body]
-            if properties.message_id is None:
-                return Incorrect(
-                    "Your messages carry no id.",
-                    "When one comes twice, a worker cannot tell that it is the same task.",
-                    evidence=[
-                        f"in the queue: {len(self.arrived)}; task {ids[0]} has no message_id"
-                    ],
-                    look_at=LIBRARY,
-                )
-            return Incorrect(
-                "The id of a task changes on the way.",
-                "A task keeps its id on every attempt. Otherwise a task that comes twice looks "
-                "like two tasks, and is done twice.",
-                evidence=[f"task {ids[0]} is in the queue as {show(properties.message_id)}"],
-                look_at=LIBRARY,
+    def check(self, *, is_limited: bool = False) -> None:
+        """Raise Incorrect unless list and queue have the tasks, in the queue in the order given.
+
+        A queue that ``is_limited`` may have refused some.
+        """
+        self.check_way()
+        self.check_list()
+        self.check_messages()
+        self.check_told()
+        keys = [self.key_of(*each) for each in self.arrived[len(self.earlier) :]]
+        there = [key for key in keys if key is not None]
+        if left_out := (Counter(there) & Counter(self.keys)) - Counter(self.claimed):
+            raise self.wrong(
+                "Your list leaves out tasks that are in the queue.",
+                "Whoever reads it will send them again.",
+                self.look_at,
+                f"not claimed: {some(map(show, left_out))}",
             )
-        return Incorrect(
-            "What arrives is not what you were given.",
-            "The text of a task, in UTF-8, is the body of its message: not a byte more or less.",
-            evidence=[f"in the queue: {show(body)}, which is none of the tasks"],
-            look_at=BY_HAND,
-        )
-
-
-def _is_part_of(items: list[str], whole: list[str]) -> bool:
-    """Whether they are in that order, with gaps allowed."""
-    rest = iter(whole)
-    return all(item in rest for item in items)
+        never = Counter(self.keys) - self.keys_of(self.sent)
+        if missing := never or (not is_limited and Counter(self.keys) - Counter(there)):
+            raise self.wrong(
+                "You do not send all the tasks.",
+                "Two tasks may have the same text, and a task that is refused says nothing about "
+                "the next one. In a transaction, only what is committed counts.",
+                self.look_at,
+                f"{'never sent' if never else 'not in the queue'}: {some(map(show, missing))}",
+            )
+        if copies := Counter(there) - Counter(self.keys):
+            raise self.wrong(
+                "You send tasks more than once.",
+                "Each copy is work that a worker would do again.",
+                BY_HAND,
+                f"too often: {some(map(show, copies))}",
+            )
+        if not is_limited and there != self.keys:
+            first = next(n for n, key in enumerate(there) if key != self.keys[n])
+            raise self.wrong(
+                "You send the tasks in another order.",
+                "A queue keeps its order, so what comes first is done first.",
+                self.look_at,
+                f"task {first + 1} should be {show(self.keys[first])}, is {show(there[first])}",
+            )

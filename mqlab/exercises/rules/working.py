@@ -1,8 +1,8 @@
-"""What is wrong in any worker, with the evidence for it.
+"""What can be wrong with any worker, and the evidence for it.
 
-``WorkerRun`` puts tasks into a queue, hands the slow work to an answer, and so knows what was
-really done and when. What was delivered and acknowledged it reads off the wire, and what is left it
-takes from the queue. Its headings are those of page 04.
+``WorkerRun`` puts tasks into a queue and gives an answer the slow work, so it knows what was really
+done and when. It reads off the wire what was delivered and acknowledged, and takes what is left
+from the queue. Its headings are those of page 04.
 """
 
 from __future__ import annotations
@@ -163,12 +163,12 @@ class WorkerRun:
         """A time as evidence."""
         return f"{at - self.began:.2f} s"
 
-    # ---- what is wrong in any worker
+    # ---- what can be wrong with any worker
 
     def check_worker(self, *, all_acked: bool = True) -> None:
         """Raise Incorrect for what no worker may do, the most telling first.
 
-        Without ``all_acked``, what was done and not acknowledged is no fault.
+        Without ``all_acked``, work that was not acknowledged is no fault.
         """
         methods = list(self.bench.wire.methods)
         delivered = Counter(
@@ -176,7 +176,7 @@ class WorkerRun:
         )
         if not delivered and self.done & set(self.sent):
             raise NotChecked(
-                "your function took its tasks past the check, which saw nothing of it",
+                "your function received its tasks in a way that the check cannot see",
                 "use the connect that your function is given, or BackgroundConsumer(queue=queue)",
             )
         self._check_queue(methods)
@@ -186,13 +186,12 @@ class WorkerRun:
         settled = settlements(methods)
         acked = {id_of(each.body): at for each, kind, at in reversed(settled) if kind == "ack"}
         self._check_ids()
+        self._check_other_methods()
         self._check_early(acked)
-        self._check_tags()
-        self._check_given_back(settled)
+        self._check_rejected(settled)
         if all_acked:
             self._check_unacknowledged(acked)
-        self._check_circles(delivered)
-        self._check_other_methods()
+        self._check_repeated(delivered)
         for error in self.bench.thread_errors:
             if not isinstance(error, pika.exceptions.AMQPError):
                 self._raise_for(Call(error=error))
@@ -208,72 +207,61 @@ class WorkerRun:
 
     def _check_queue(self, methods: list[Method]) -> None:
         names = ("Basic.Consume", "Basic.Get")
-        asked = [m.method.queue for m in methods if m.name in names and m.from_client]
-        others = {name for name in asked if name not in (self.queue, "")}
-        if others and self.queue not in asked:
-            raise Incorrect(
+        asked = {m.method.queue for m in methods if m.name in names and m.from_client}
+        if asked - {""} and self.queue not in asked:
+            raise wrong(
                 "You work on another queue than the one that you are given.",
                 "Use the argument queue, not a name from the page: the check has its own queue.",
-                evidence=[
-                    f"given: {self.queue}, asked for: {some(map(repr, others))}",
-                    *self._words_of_the_broker(),
-                ],
-                look_at=BY_HAND,
+                BY_HAND,
+                f"given: {self.queue}, used: {some(map(repr, asked))}",
+                *self._words_of_the_broker(),
             )
 
     def _check_threads(self) -> None:
-        if not self.bench.shared:
-            return
-        (caller, owner), times = Counter(self.bench.shared).most_common(1)[0]
-        raise Incorrect(
-            "Two threads use one connection.",
-            "A connection belongs to the thread that runs its loop. Any other thread asks that one "
-            "with add_callback_threadsafe. If it seemed to work, that was luck.",
-            evidence=[
+        for (caller, owner), times in Counter(self.bench.shared).most_common(1):
+            raise wrong(
+                "Two threads use one connection.",
+                "A connection belongs to the thread that runs its loop. Other threads hand that "
+                "one a function with add_callback_threadsafe. If it seemed to work, it was luck.",
+                OWNER,
                 f"thread {caller!r} called on a connection that thread {owner!r} was using, "
                 f"{counted(times, 'time')}",
                 *self._words_of_the_broker(),
-            ],
-            look_at=OWNER,
-        )
+            )
 
     def _check_auto_ack(self, methods: list[Method]) -> None:
         asked = [each for each in methods if each.name in ("Basic.Consume", "Basic.Get")]
-        automatic = [each for each in asked if each.method.no_ack]
-        if not automatic:
-            return
-        left = {id_of(body) for _, body in self.left}
-        lost = set(self.sent) - {work.task_id for work in self.works if work.ended} - left
-        raise Incorrect(
-            "With auto_ack a task counts as done when it is sent to you.",
-            "A worker that dies, or stops, loses what was handed out and is not done.",
-            evidence=[
+        if automatic := [each for each in asked if each.method.no_ack]:
+            left = {id_of(body) for _, body in self.left}
+            lost = set(self.sent) - {work.task_id for work in self.works if work.ended} - left
+            raise wrong(
+                "With auto_ack a task counts as done when it is sent to you.",
+                "A worker that dies, or stops, loses what it was sent and has not done.",
+                BY_HAND,
                 f"{automatic[0].name} came with no_ack = True",
-                *[f"{counted(len(lost))} gone: neither done nor in the queue"] * bool(lost),
-            ],
-            look_at=BY_HAND,
-        )
+                f"neither done nor in the queue: {counted(len(lost))}",
+            )
 
     def _check_handler(self, methods: list[Method]) -> None:
         headers = [each.properties.headers or {} for each in methods if each.properties]
         reasons = Counter(h["mqlab-reason"] for h in headers if "mqlab-reason" in h)
         for reason, times in reasons.most_common(1):
-            raise Incorrect(
+            raise wrong(
                 "Your handler raised an error.",
                 "The library tries such a task again, and in the end moves it to the dead-letter "
                 "queue.",
-                evidence=[f"{reason} ({counted(times, 'time')})"],
-                look_at=LIBRARY,
+                LIBRARY,
+                f"{reason} ({counted(times, 'time')})",
             )
 
     def _check_ids(self) -> None:
         given = [work.task_id for work in self.works]
         if objects := [each for each in given if type(each) is not str]:
-            raise Incorrect(
+            raise wrong(
                 "You handed work something other than an id.",
                 "work needs the task_id that is in the message, a text.",
-                evidence=[f"it got {type(objects[0]).__name__}: {show(objects[0])}"],
-                look_at=BY_HAND,
+                BY_HAND,
+                f"it got {type(objects[0]).__name__}: {show(objects[0])}",
             )
         if strange := [each for each in given if each not in self.sent]:
             raise changed_id(f"work was called with {short(strange[0])}, the id of no message")
@@ -285,114 +273,82 @@ class WorkerRun:
         for work in self.works:
             if work.ended is not None:
                 ended.setdefault(work.task_id, work.ended)
-        early = {task: at for task, at in acked.items() if at < ended.get(task, float("inf"))}
-        if early:
-            raise Incorrect(
+        if early := {task for task, at in acked.items() if at < ended.get(task, float("inf"))}:
+            raise wrong(
                 "You acknowledged before the work was done.",
-                f"{len(early)} of {len(acked)} acknowledgements came too early. A worker that dies "
-                "in between loses the task: the broker no longer has it.",
-                evidence=[
-                    f"task {short(task)}: acknowledged at {self.since_start(at)}, "
-                    + (
-                        f"work ended at {self.since_start(ended[task])}"
-                        if task in ended
-                        else "never worked on"
-                    )
-                    for task, at in list(early.items())[:3]
-                ],
-                look_at=BY_HAND,
+                "A worker that dies in between loses the task: the broker no longer has it.",
+                BY_HAND,
+                f"{len(early)} of {counted(len(acked), 'acknowledgement')} came too early",
+                *(
+                    f"task {short(task)}: acknowledged at {self.since_start(acked[task])}, work "
+                    f"ended {'at ' + self.since_start(ended[task]) if task in ended else 'never'}"
+                    for task in sorted(early)[:3]
+                ),
             )
 
-    def _check_tags(self) -> None:
-        unknown = [text for text in self._words_of_the_broker() if "unknown delivery tag" in text]
-        if unknown:
-            raise Incorrect(
+    def _check_rejected(self, settled: list[tuple[Method, str, float]]) -> None:
+        if unknown := [text for text in self._words_of_the_broker() if "delivery tag" in text]:
+            raise wrong(
                 "You acknowledged a delivery twice, or on another channel.",
-                "A delivery tag is good once, and only on the channel that it came on. The broker "
-                "has closed the channel for it.",
-                evidence=unknown,
-                look_at=FAULTS,
+                "A delivery tag is valid once, and only on the channel of the delivery. The broker "
+                "has closed the channel because of it.",
+                FAULTS,
+                *unknown,
             )
-
-    def _check_given_back(self, settled: list[tuple[Method, str, float]]) -> None:
         thrown = [short(id_of(each.body)) for each, kind, _ in settled if kind == "thrown away"]
-        if thrown:
-            raise Incorrect(
-                "You rejected tasks, and the broker threw them away.",
-                "That is what basic_reject and basic_nack do with requeue=False, unless the queue "
-                "has a dead-letter exchange. basic_ack says that a task is done.",
-                evidence=[f"{counted(len(thrown))} rejected: {some(thrown)}"],
-                look_at=BY_HAND,
-            )
         ended = {work.task_id: work.ended for work in self.works if work.ended is not None}
         again = [
             short(id_of(each.body))
             for each, kind, at in settled
             if kind == "given back" and ended.get(id_of(each.body), float("inf")) < at
         ]
-        if again:
-            raise Incorrect(
-                "You gave back tasks that you had done.",
-                "basic_nack and basic_reject put a task back into the queue, and it is done once "
-                "more. basic_ack says that it is done.",
-                evidence=[f"{counted(len(again), 'time')}: {some(set(again))}"],
-                look_at=BY_HAND,
+        if thrown or again:
+            raise wrong(
+                "You rejected tasks instead of acknowledging them.",
+                "Only basic_ack says that a task is done. With requeue=False, basic_reject and "
+                "basic_nack drop it, unless the queue has a dead-letter exchange; with "
+                "requeue=True it is done once more.",
+                BY_HAND,
+                f"dropped: {some(thrown) or 'none'}; returned after their work: "
+                f"{some(set(again)) or 'none'}",
             )
 
     def _check_unacknowledged(self, acked: dict[str, float]) -> None:
         end = self.returned_at - bool(self.hung)  # what it did right before it was stopped
         worked = {w.task_id for w in self.works if w.ended is not None and w.ended < end}
         if unheard := worked - set(acked):
-            more = ", and while a prefetch is full of it nothing more comes." * bool(self.hung)
             left = {id_of(body) for _, body in self.left}
-            raise Incorrect(
+            raise wrong(
                 "The broker never heard that your work is done.",
-                f"{counted(len(worked))} done, {len(unheard)} of them never acknowledged. What is "
-                f"not acknowledged is delivered again{more or '.'}",
-                evidence=[
-                    f"{len(unheard & left)} of those that you did were back in the queue when your "
-                    "connection was closed"
-                ],
-                look_at=BY_HAND,
+                "What is not acknowledged is delivered again. While a prefetch is full of it, "
+                "nothing more arrives.",
+                BY_HAND,
+                f"{counted(len(worked))} done, {len(unheard)} of them not acknowledged, "
+                f"{len(unheard & left)} of those in the queue again",
             )
 
-    def _check_circles(self, delivered: Counter[str]) -> None:
-        [(worst, times)] = delivered.most_common(1) or [("", 0)]
-        if times > 5:
-            raise Incorrect(
-                "A task goes round in circles.",
-                "Your worker gives it back, the broker delivers it again at once, and so on.",
-                evidence=[f"task {short(worst)} was delivered {times} times"],
-                look_at=FAULTS,
-            )
+    def _check_repeated(self, delivered: Counter[str]) -> None:
         worked = Counter(work.task_id for work in self.works)
-        [(worst, times)] = worked.most_common(1) or [("", 0)]
-        if times > 1:
-            raise Incorrect(
-                "A task was done twice.",
-                f"You called work {len(self.works)} times for {len(worked)} tasks.",
-                evidence=[
-                    f"task {short(worst)}: delivered {delivered[worst]} times, worked on "
-                    f"{times} times"
-                ],
-                look_at=FAULTS,
-            )
+        for task_id in self.sent:
+            if delivered[task_id] > 5 or worked[task_id] > 1:
+                raise wrong(
+                    "Your worker repeats a task.",
+                    "Either work is called twice for it, or it goes round in circles: your worker "
+                    "returns it, and the broker delivers it again at once.",
+                    FAULTS,
+                    f"task {short(task_id)}: delivered {counted(delivered[task_id], 'time')}, "
+                    f"worked on {counted(worked[task_id], 'time')}",
+                )
 
     def _check_other_methods(self) -> None:
-        for name, what in (("Queue.Purge", "emptied"), ("Queue.Delete", "deleted")):
-            if self.bench.count(name):
-                raise Incorrect(
-                    f"You {what} the queue.",
-                    "Tasks that come later, or that another worker has given back, would be lost.",
-                    evidence=[f"{name}: {counted(self.bench.count(name), 'time')}"],
-                    look_at=FAULTS,
-                )
-        if sent := self.bench.count("Basic.Publish"):
-            raise Incorrect(
-                "You sent messages of your own.",
-                "A worker takes tasks and acknowledges them. What it sends is work for somebody.",
-                evidence=[f"Basic.Publish: {counted(sent, 'time')}"],
-                look_at=FAULTS,
+        names = ("Queue.Purge", "Queue.Delete", "Basic.Publish")
+        if used := [name for name in names if self.bench.count(name)]:
+            raise wrong(
+                "Your worker does more than take tasks and acknowledge them.",
+                "Other workers' tasks are in the queue, too, and more may come. What you purge or "
+                "delete is lost, and what you send is new work for someone.",
+                FAULTS,
+                *(f"{name}: {counted(self.bench.count(name), 'time')}" for name in used),
             )
 
     def _words_of_the_broker(self) -> list[str]:
@@ -405,20 +361,17 @@ class WorkerRun:
             )
         )
 
-    # ---- what is wrong in an answer
+    # ---- what can be wrong with an answer
 
     def check_any_work(self) -> None:
         """Raise Incorrect if the answer has not called ``work`` at all."""
         if not self.works:
-            acked = self.bench.count("Basic.Ack")
-            raise Incorrect(
+            raise wrong(
                 "Nobody did the work.",
                 "Your function has not called work(task_id) once.",
-                evidence=[
-                    f"acknowledgements: {acked}",
-                    *(self.hung.evidence if self.hung else ()),
-                ],
-                look_at=BY_HAND,
+                BY_HAND,
+                f"acknowledgements: {self.bench.count('Basic.Ack')}",
+                *(self.hung.evidence if self.hung else ()),
             )
 
     def check_rest(self, look_at: str) -> None:
@@ -427,11 +380,12 @@ class WorkerRun:
         left = [id_of(body) for _, body in self.left]
         numbers = f"{len(self.sent)} sent, {len(done)} done, {len(left)} in the queue"
         if lost := set(self.sent) - done - set(left):
-            raise Incorrect(
+            raise wrong(
                 "Tasks are gone.",
-                "They were neither done nor given back.",
-                evidence=[numbers, f"gone: {some(map(short, lost))}"],
-                look_at=look_at,
+                "They were neither done nor returned to the queue.",
+                look_at,
+                numbers,
+                f"gone: {some(map(short, lost))}",
             )
         changed = [
             task_id
@@ -439,72 +393,66 @@ class WorkerRun:
             if self.sent.get(task_id) != body
             or (properties.message_id, properties.delivery_mode) != (task_id, 2)
         ]
-        if changed or len(set(left)) < len(left):
-            raise Incorrect(
-                "What you gave back is not what you got.",
-                "Each task that is not done goes back once, and unchanged. The broker sees to that "
-                "when you nack it, or close the connection without an acknowledgement.",
-                evidence=[numbers, f"changed, or there twice: {some(map(short, changed or left))}"],
-                look_at=look_at,
-            )
-        if left != [task_id for task_id in self.sent if task_id in set(left)]:
-            raise Incorrect(
-                "You gave the tasks back in another order.",
-                "What was first in the queue should be first again.",
-                evidence=[numbers, f"now first: {short(left[0])}"],
-                look_at=look_at,
+        if changed or left != [task_id for task_id in self.sent if task_id in set(left)]:
+            raise wrong(
+                "What you returned to the queue is not what you got.",
+                "Each task that is not done goes back once, unchanged, and in its old order. The "
+                "broker sees to that when you nack it, or close the connection without "
+                "acknowledging it.",
+                look_at,
+                numbers,
+                f"changed: {some(map(short, changed)) or 'none'}; now first: {short(left[0])}",
             )
 
     def check_value(self, task: str, at_least: int | None = None) -> None:
-        """Raise Incorrect unless the answer returned the ids of just what it did.
+        """Raise Incorrect unless the answer returned the ids of exactly what it did.
 
         With ``at_least``, it may leave out what it did beyond that number. ``task`` is the heading
-        of the exercise, which says what is to be returned.
+        of the exercise, which says what to return.
         """
         value = self.called.value if self.called else None
-        if not isinstance(value, Collection) or isinstance(value, (str, bytes, dict)):
-            raise Incorrect(
+        is_list = isinstance(value, Collection) and not isinstance(value, (str, bytes, dict))
+        if not is_list or not all(isinstance(each, str) for each in value):  # type: ignore[union-attr]
+            raise wrong(
                 "Your function does not return a list of ids.",
-                f"It returned {show(value)}.",
-                evidence=[f"it did {counted(len(self.done))}"],
-                look_at=task,
-            )
-        if kinds := {type(each).__name__ for each in value if not isinstance(each, str)}:
-            raise Incorrect(
-                "Your list holds something other than ids.",
                 "An id is text: the task_id of a message.",
-                evidence=[f"it holds {some(kinds)}"],
-                look_at=task,
+                task,
+                f"it returned {show(value)}, and did {counted(len(self.done))}",
             )
-        ids = Counter(str.__str__(each) for each in value)
-        if strange := [each for each in ids if each not in self.sent]:
+        ids = Counter(str.__str__(each) for each in value)  # type: ignore[union-attr]
+        strange, kept = [each for each in ids if each not in self.sent], self.done - set(ids)
+        if strange and kept:
             raise changed_id(f"you returned {short(strange[0])}, the id of no message")
-        double = [each for each, times in ids.items() if times > 1]
-        claimed, kept = set(ids) - self.done, self.done - set(ids)
-        if claimed or double:
-            raise Incorrect(
+        if claimed := [each for each in ids if ids[each] > 1 or each not in self.done]:
+            raise wrong(
                 "Your list has more in it than was done.",
-                f"You returned {counted(len(value), 'id')}, and did {counted(len(self.done))}.",
-                evidence=[f"too much: {some(short(each) for each in claimed or double)}"],
-                look_at=task,
+                "It should hold the tasks of this call that are done, each once.",
+                task,
+                f"returned: {counted(ids.total(), 'id')}, done: {counted(len(self.done))}",
+                f"too much: {some(map(short, claimed))}",
             )
         if kept and (at_least is None or len(ids) < at_least):
-            raise Incorrect(
+            raise wrong(
                 "You did more than your list says.",
-                f"You did {counted(len(self.done))}, and returned {counted(len(value), 'id')}. "
                 "Whoever waits for the others will never hear of them.",
-                evidence=[f"done, and not in your list: {some(short(each) for each in kept)}"],
-                look_at=task,
+                task,
+                f"done: {counted(len(self.done))}, returned: {counted(ids.total(), 'id')}",
+                f"done, and not in your list: {some(map(short, kept))}",
             )
+
+
+def wrong(headline: str, message: str, look_at: str, *evidence: str) -> Incorrect:
+    """An Incorrect, in the order in which it is read."""
+    return Incorrect(headline, message, evidence=evidence, look_at=look_at)
 
 
 def changed_id(evidence: str) -> Incorrect:
     """The id of a task is not the one in its message."""
-    return Incorrect(
+    return wrong(
         "The id has changed on the way.",
         "Whoever sent the task asks with the id that is in the message, and will not find it.",
-        evidence=[evidence],
-        look_at=BY_HAND,
+        BY_HAND,
+        evidence,
     )
 
 
