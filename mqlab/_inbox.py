@@ -21,10 +21,10 @@ import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from copy import copy
-from itertools import takewhile
+from itertools import chain, islice, takewhile
 from typing import Any
 
-from pika import frame
+from pika import frame, spec
 
 from mqlab import events
 from mqlab._mover import Move, Mover
@@ -46,6 +46,9 @@ REFUSED_PAUSE_S, LONGEST_REFUSED_PAUSE_S = 1.0, 30.0
 HELD_LIMIT, HELD_BYTES = 1_000, 32 * 1024 * 1024
 """How many deliveries, and how many bytes of them, may be held beyond the prefetch."""
 LEAST_DELAY_HELD_S = 0.1
+PARTS_MEASURED = 10_000
+SIZE_UNKNOWN = 1024 * 1024
+"""What a result counts for, in bytes, if it cannot be measured."""
 STALLED_S = 1.0
 """Seconds without a turn after which the I/O thread counts as stalled."""
 LOST_LIMIT = 20
@@ -62,12 +65,12 @@ class Delivery:
 
     __slots__ = (
         "body", "channel", "held", "lost_words", "pause_s",
-        "properties", "record", "refused", "settled", "tag",
+        "properties", "record", "refused", "settled", "size", "tag",
     )  # fmt: skip
 
     def __init__(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self.channel, self.tag = channel, method.delivery_tag
-        self.properties, self.body = properties, body
+        self.properties, self.body, self.size = properties, body, len(body)
         self.settled = self.held = self.refused = False
         self.pause_s, self.lost_words = REFUSED_PAUSE_S, ""
         attempts = (properties.headers or {}).get(ATTEMPTS_HEADER, 0)
@@ -125,7 +128,10 @@ class Inbox:
         self._unacked: dict[int, Delivery] = {}  # by delivery tag, in order
         self._mover = Mover(self._on_moved, self._on_refused)
         self._consumer_tag = ""
+        self._is_subscribing = False
         self._held = self._held_bytes = self._freed = self._refused = 0
+        self._waiting: dict[int, Move] = {}  # for their time to come, by number
+        self._waits = 0
         self._cancelled = ""
         # By message: how many more redeliveries are allowed, and the reason for the last one.
         self._losses: OrderedDict[Key, tuple[int, str]] = OrderedDict()
@@ -195,6 +201,8 @@ class Inbox:
         self._unacked.clear()
         self._held = self._held_bytes = self._freed = self._refused = 0
         self.trouble = ""
+        self._is_subscribing = False
+        self._waiting.clear()
         self._mover.forget()
         self._note_lost([*moving, *held])
 
@@ -357,6 +365,7 @@ class Inbox:
             if self.connection.trouble:
                 self.connection.mark_progress()
             self._note([delivery for delivery in alive if delivery.record.outcome != "retry"])
+            self._free_slots()
 
     def _is_current(self, delivery: Delivery) -> bool:
         # A delivery tag is valid only on the channel that delivered it.
@@ -378,7 +387,19 @@ class Inbox:
         self._note([delivery])
         if delay_s >= LEAST_DELAY_HELD_S:
             self._hold(delivery)
-        self.connection.run_later(delay_s, lambda: self._move_now(move))
+        self._move_later(delay_s, move)
+
+    def _move_later(self, delay_s: float, move: Move) -> None:
+        # The timer may outlive the channel by an hour, so it does not hold the message.
+        self._waits += 1
+        number = self._waits
+        self._waiting[number] = move
+
+        def go_on() -> None:
+            if number in self._waiting:
+                self._move_now(self._waiting.pop(number))
+
+        self.connection.run_later(delay_s, go_on)
 
     def _move_now(self, move: Move) -> None:
         if not self._is_current(move.subject):
@@ -407,7 +428,7 @@ class Inbox:
         self._hold(delivery)
         delay_s, delivery.pause_s = delivery.pause_s, delivery.pause_s * 2
         delivery.pause_s = min(delivery.pause_s, LONGEST_REFUSED_PAUSE_S)
-        self.connection.run_later(delay_s, lambda: self._move_now(move))
+        self._move_later(delay_s, move)
         self._flush()
 
     def _hold(self, delivery: Delivery) -> None:
@@ -418,17 +439,34 @@ class Inbox:
         self._held += 1
         self._held_bytes += len(delivery.body)
         self._freed += 1
-        has_room = self._held <= HELD_LIMIT and self._held_bytes <= HELD_BYTES
-        if self._freed > self._prefetch // 2 and has_room:
-            self._subscribe_anew()
+        self._free_slots()
 
-    def _subscribe_anew(self) -> None:
-        # The prefetch limits unacknowledged deliveries per consumer tag, and a new tag has none.
-        if not self.stopping and self.connection.is_writable:
+    def _free_slots(self) -> None:
+        """Subscribe anew if held deliveries take too many prefetch slots.
+
+        The prefetch limits unacknowledged deliveries per consumer tag, and a new tag has none. So
+        there may be few others yet, or they would become ever more.
+        """
+        need = max(min(self.workers, self._prefetch), self._prefetch // 2 + 1)
+        others = len(self._unacked) - self._held
+        is_short = self._prefetch - self._freed < need and others < need
+        has_room = self._held <= HELD_LIMIT and self._held_bytes <= HELD_BYTES
+        may_subscribe = not (self._is_subscribing or self.stopping)
+        if is_short and has_room and may_subscribe and self.connection.is_writable:
             self._freed = 0
             channel = self.connection.channel
-            channel.basic_cancel(self._consumer_tag)
-            self._consumer_tag = channel.basic_consume(self.queue, self._on_message)
+            # Not channel.basic_cancel: pika would reject deliveries that are on their way, and
+            # quorum queues count that towards their delivery limit.
+            cancel = spec.Basic.Cancel(consumer_tag=self._consumer_tag, nowait=True)
+            self.connection.write(frame.Method(channel.channel_number, cancel).marshal())
+            self._is_subscribing = True  # RabbitMQ fails if it is to cancel it before it replies
+            self._consumer_tag = channel.basic_consume(
+                self.queue, self._on_message, callback=lambda _frame: self._on_subscribed_anew()
+            )
+
+    def _on_subscribed_anew(self) -> None:
+        self._is_subscribing = False
+        self._free_slots()
 
     # ---- records
 
@@ -460,7 +498,7 @@ class Inbox:
     def _weigh(self, delivery: Delivery) -> None:
         """Drop the oldest data and results while the records take too many bytes."""
         record = delivery.record
-        size = len(delivery.body) + size_of(record.result)
+        size = delivery.size
         self._sizes.append((size, record))
         self._bytes += size
         while len(self._sizes) > RECORDS_KEPT or (self._bytes > RECORDS_BYTES and self._sizes):
@@ -483,16 +521,28 @@ def _bound(memory: OrderedDict[Key, Any]) -> None:
         memory.popitem(last=False)
 
 
-def size_of(value: Any, depth: int = 4) -> int:
-    """Estimate the bytes that a result takes, a few levels deep in containers."""
-    if isinstance(value, (str, bytes, bytearray)):
-        return len(value)
-    if isinstance(value, (list, tuple, set, frozenset)) and depth:
-        return 8 * len(value) + sum(size_of(each, depth - 1) for each in value)
-    if isinstance(value, dict) and depth:
-        return sum(size_of(k, depth - 1) + size_of(v, depth - 1) for k, v in value.items())
-    size = getattr(value, "nbytes", 32)  # of arrays
-    return size if isinstance(size, int) else 32
+def size_of(result: Any) -> int:
+    """Estimate the bytes that a result takes, from at most PARTS_MEASURED of its parts."""
+    size, measured, skipped, parts = 0, 0, 0, [result]
+    try:
+        while parts:
+            part = parts.pop()
+            measured += 1
+            if isinstance(part, (str, bytes, bytearray)):
+                size += len(part)
+            elif isinstance(part, (list, tuple, set, frozenset, dict)):
+                inside = chain(part, part.values()) if isinstance(part, dict) else part
+                count = len(part) * (2 if isinstance(part, dict) else 1)
+                room = max(0, PARTS_MEASURED - measured - len(parts))
+                parts.extend(islice(inside, room))
+                size += 8 * count
+                skipped += max(0, count - room)
+            else:
+                nbytes = getattr(part, "nbytes", 32)  # of arrays
+                size += nbytes if isinstance(nbytes, int) else 32
+    except BaseException:  # the result's own code may raise anything; another thread may change it
+        return max(size, SIZE_UNKNOWN)
+    return size * (measured + skipped) // measured
 
 
 def mark(properties: Any, record: TaskRecord, queue: str, frame_max: int) -> Any:

@@ -161,6 +161,16 @@ class IoThread:
         finally:
             self._end()
 
+    def end_in_child(self) -> None:
+        """Note, in a forked child process, that the connection belongs to the parent."""
+        self.error = self.error or MqlabError(
+            f"{self.name} belongs to the parent process, from which this process was forked.",
+            why="threads do not survive a fork, so nothing here can use its connection",
+            fix="create a Producer or BackgroundConsumer in this process",
+        )
+        # The socket is left alone: the parent uses it.
+        self._closing, self._ended, self._ready, self._loop = True, True, False, None
+
     def _note_bug(self, bug: BaseException) -> None:
         error = MqlabError(
             f"The I/O thread of {self.name} ended: {describe(bug)}",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import os
 import queue as queues
 import threading
 import time
@@ -138,6 +139,16 @@ def handshake(settings: Settings, timeout_s: float = 5.0) -> str:
     connection.open(timeout_s)
     connection.close(timeout_s=1.0)
     return connection.server_version
+
+
+def _end_in_child() -> None:
+    for connection in open_connections():
+        connection.end_in_child()
+    registry.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_end_in_child)
 
 
 @atexit.register

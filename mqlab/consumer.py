@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from mqlab import events
-from mqlab._inbox import Delivery, Inbox, Waiter
+from mqlab._inbox import Delivery, Inbox, Waiter, size_of
 from mqlab.arguments import (
     check_count,
     check_handler,
@@ -52,6 +52,8 @@ class BackgroundConsumer:
     ``handler(task)`` does the work in one of ``workers`` threads and returns a result; the default
     is ``perform_heavy_task``. ``prefetch`` (default: ``workers``) limits the unacknowledged
     deliveries: a higher limit is faster for short tasks, but takes tasks from other consumers.
+    Tasks that wait for another attempt do not count; while they make room, it can briefly be twice
+    as high.
 
     A task whose handler raises is attempted up to ``max_attempts`` times. The first pause lasts
     ``retry_delay_s`` seconds, and each further one twice as long, up to an hour. After the last
@@ -319,6 +321,7 @@ class BackgroundConsumer:
                 events.publish("started", self, self.queue, record)
             try:
                 record.result = check_result(self._handler(task))
+                delivery.size += size_of(record.result)  # here, because it may call the user's code
                 record.outcome = "done"
             except BaseException as error:  # even SystemExit: a task must not end its worker
                 record.error = describe(error)

@@ -63,9 +63,13 @@ def list_dead(
     """
     dead_queue = f"{check_queue(queue, suffix='.dead')}.dead"
     check_count("limit", limit, 0, 1_000_000)
-    with _channel(settings, dead_queue) as channel:
-        # Nothing is acknowledged, so the broker requeues everything when the channel closes.
-        return [_read(*message) for message in _take(channel, dead_queue, limit)]
+    settings = settings or Settings.from_env()
+    try:
+        with _channel(settings, dead_queue) as channel:
+            # Nothing is acknowledged, so the broker requeues everything when the channel closes.
+            return [_read(*message) for message in _take(channel, dead_queue, limit)]
+    except (pika.exceptions.AMQPError, OSError) as error:
+        raise explain(error, settings) from error
 
 
 def requeue_dead(
@@ -144,7 +148,7 @@ def _channel(settings: Settings | None, queue: str, blocked_s: float = 10.0) -> 
     )
     try:
         connection = blocking_connection(parameters)
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except Exception as error:  # pika's errors of connecting are not all AMQPErrors
         raise explain(error, settings) from error
     with connection:
         try:

@@ -6,10 +6,13 @@ called in the thread that reports the event, often an I/O thread, so they must n
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 EventKind = Literal["opened", "lost", "failed", "closed", "sent", "received", "started", "settled"]
@@ -61,15 +64,25 @@ def are_wanted() -> bool:
 
 
 def publish(kind: EventKind, source: Any, queue: str, record: Any = None, detail: str = "") -> None:
-    """Report an event. If a subscriber raises an exception, it is only logged."""
+    """Report an event. If a subscriber or the logging raises an exception, it is only logged."""
     level = _LEVELS.get(kind, logging.DEBUG)
     if logger.isEnabledFor(level):
-        logger.log(level, "%s %s%s", queue, kind, f": {detail or record}" * bool(detail or record))
+        text = "%s %s%s", queue, kind, f": {detail or record}" * bool(detail or record)
+        _call(partial(logger.log, level, *text))
     if not _subscribers:
         return
     event = Event(kind, source, queue, record, detail)
     for callback in list(_subscribers):
-        try:
-            callback(event)
-        except Exception:
-            logger.exception("a subscriber to mqlab's events raised")
+        _call(partial(callback, event))
+
+
+def _call(function: Callable[[], object]) -> None:
+    """Call a function of the user's, which must not end the thread of a worker or a connection."""
+    try:
+        function()
+    except BaseException as error:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and not isinstance(error, Exception):  # Ctrl-C
+            raise
+        with contextlib.suppress(Exception):
+            logger.exception("a subscriber to mqlab's events, or the logging, raised")

@@ -151,7 +151,7 @@ def read_port(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 65536:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:6]) < 65536:
         raise SettingsError(
             f"{name}={text!r} is not a port.", fix=f"use a number from 1 to 65535: {name}={default}"
         )

@@ -154,3 +154,8 @@ def test_row_60_a_management_url_that_cannot_be_used_is_refused_without_its_pass
         Settings.from_env({"MQLAB_MANAGEMENT_URL": url})
     assert "http://user:password@host:15672" in caught.value.fix
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_port_of_thousands_of_digits_is_no_port() -> None:
+    with pytest.raises(SettingsError):
+        Settings.from_env({"MQLAB_AMQP_PORT": "9" * 5_000})
