@@ -139,6 +139,7 @@ def explain_outcomes(
     bound_s: float,
     words: str,
     blocked: str | None,
+    closed: bool,
     trouble: str,
 ) -> SendError | OutcomeUnknown:
     """Turn the outcomes of the tasks, out of ``size``, that were not confirmed into one error."""
@@ -148,11 +149,14 @@ def explain_outcomes(
     what = f"Of {size} task{'s' * (size > 1)} for queue {queue!r}: {parts}"
     what += f", {confirmed} confirmed." if confirmed else "."
     if counts["unknown"]:
+        why = f"no confirm came within {bound_s:g} s; the task may still arrive"
+        if blocked:
+            why = f"the broker blocks publishers ({blocked})"
+        elif closed:
+            why = "the producer was closed before the confirm came; the task may be in the queue"
         return OutcomeUnknown(
             what,
-            why=f"the broker blocks publishers ({blocked})"
-            if blocked
-            else f"no confirm came within {bound_s:g} s; the task may still arrive",
+            why=why,
             fix="send again with the same task_id, and let the worker check the id",
             outcomes=outcomes,
         )

@@ -282,7 +282,7 @@ class Inbox:
             if delivery.key in self._doubtful:  # its ack was lost
                 self._note_loss(delivery.key, *self._doubtful.pop(delivery.key))
             reason = self._find_reason_to_end(delivery.key)
-        if UNDECODED_HEADER in (properties.headers or {}):
+        if properties.headers and UNDECODED_HEADER in properties.headers:
             reason = "its headers cannot be decoded"
         if reason:
             record.outcome, record.error = "dead", reason
@@ -344,14 +344,14 @@ class Inbox:
 
     def _ack(self, deliveries: list[Delivery]) -> None:
         now = time.time()
+        channel, is_writable = self.connection.channel, self.connection.is_writable
         alive: list[Delivery] = []
         lost: list[Delivery] = []
         for delivery in deliveries:
-            delivery.settled = self._is_current(delivery)
+            delivery.settled = is_writable and delivery.channel is channel
             (alive if delivery.settled else lost).append(delivery)
         self._note_lost(lost)
         run = list(takewhile(lambda tag: self._unacked[tag].settled, self._unacked))
-        channel = self.connection.channel
         if run:  # `multiple` acknowledges every tag up to this one, so there may be no gap
             channel.basic_ack(run[-1], multiple=len(run) > 1)
             for tag in run:
@@ -479,17 +479,18 @@ class Inbox:
 
     def _note(self, deliveries: list[Delivery]) -> None:
         wanted = events.are_wanted()
+        number = self.count_settled()
+        waiters = [waiter for ref in self.waiters if (waiter := ref()) is not None]
         for delivery in deliveries:
             record = delivery.record
             outcome: Outcome | None = record.outcome
             self.records.append(record)
             self._weigh(delivery)
             if outcome in ("done", "dead"):  # before the count, which callers read first
-                number = self.count_settled() + 1
+                number += 1
                 self.settled.append((number, record))
-                for ref in self.waiters:
-                    if (waiter := ref()) is not None:
-                        waiter.settled[number] = record
+                for waiter in waiters:
+                    waiter.settled[number] = record
             self.counts[outcome or ""] += 1
             if wanted:
                 events.publish("settled", self.connection.owner, self.queue, record)
@@ -523,6 +524,10 @@ def _bound(memory: OrderedDict[Key, Any]) -> None:
 
 def size_of(result: Any) -> int:
     """Estimate the bytes that a result takes, from at most PARTS_MEASURED of its parts."""
+    if type(result) is str:  # the common cases, measured fast
+        return len(result)
+    if result is None or type(result) in (bool, int, float):
+        return 32
     size, measured, skipped, parts = 0, 0, 0, [result]
     try:
         while parts:

@@ -194,14 +194,15 @@ class Outbox:
             return
         (messages, frames), self._block = self._block, None
         self.connection.write(frames)
-        now = time.perf_counter()
+        now, tag, size = time.perf_counter(), self._next_tag, 0
         for message in messages:
             message.published_at = now
-            self._in_flight[self._next_tag] = message
-            self._next_tag += 1
-            size = len(message.body)
-            self._in_flight_bytes += size
-            self.waiting_bytes -= size
+            self._in_flight[tag] = message
+            tag += 1
+            size += len(message.body)
+        self._next_tag = tag
+        self._in_flight_bytes += size
+        self.waiting_bytes -= size
         if self._pending and not self._suspects:
             self._drain_asked = True
             self.connection.run(self.drain)

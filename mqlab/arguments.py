@@ -10,6 +10,7 @@ from mqlab.errors import SettingsError
 
 MAX_NAME_BYTES = 255
 """AMQP 0-9-1 carries a queue's name as a short string."""
+PLAIN = {type(None), bool, int, float, str, bytes, list, tuple, dict}
 MAX_SECONDS = 365 * 86_400.0
 """One year. Python's time functions overflow only far above this."""
 
@@ -77,6 +78,8 @@ def check_handler(handler: Any) -> Any:
 
 def check_result(result: Any) -> Any:
     """Return a handler's result. Raises TypeError if it is an awaitable or a generator."""
+    if type(result) in PLAIN:  # the common case, checked fast
+        return result
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if inspect.iscoroutine(result) or inspect.isgenerator(result):
             result.close()

@@ -298,9 +298,8 @@ class BackgroundConsumer:
             inbox.working[number] = delivery
             # Checked after the line above, so that stop() cannot miss a task that is starting.
             go_on = not inbox.stopping
-            if (
-                go_on and delivery.channel is connection.channel
-            ):  # otherwise, it is back in the queue
+            is_mine = delivery.channel is connection.channel  # or it is back in the queue
+            if go_on and is_mine:
                 self._process(delivery, f"worker-{number + 1}")
                 inbox.finish(delivery)
             inbox.working[number] = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -149,12 +149,7 @@ class Producer:
         deadline, bound_s = self._begin(timeout_s)
         data = [encode_data(item) for item in items]
         batch = Batch(len(data))
-        ids = [str(uuid.uuid4()) for _ in data]
-        messages = (
-            Message(task_id, encode_body(task_id, text, time.time()), batch)
-            for task_id, text in zip(ids, data, strict=True)
-        )
-        self._send(messages, batch, deadline, bound_s)
+        ids = self._send(_make_messages(data, batch), batch, deadline, bound_s)
         wait_s = time.perf_counter() - started
         record = SendManyRecord(tuple(ids), self.queue, wait_s, batch.repeated)
         events.publish("sent", self, self.queue, record)
@@ -209,7 +204,8 @@ class Producer:
 
     def _send(
         self, messages: Iterable[Message], batch: Batch, deadline: float, bound_s: float
-    ) -> None:
+    ) -> list[str]:
+        """Send, and return the tasks' ids."""
         connection, outbox = self._connection, self._outbox
         source, ids = iter(messages), list[str]()
         try:
@@ -230,6 +226,7 @@ class Producer:
                 batch.failed = dict.fromkeys(ids, rest) | batch.failed
         if batch.failed:
             raise self._explain(batch, len(ids), bound_s)
+        return ids
 
     def _explain(self, batch: Batch, size: int, bound_s: float) -> SendError | OutcomeUnknown:
         connection = self._connection
@@ -240,8 +237,15 @@ class Producer:
             bound_s=bound_s,
             words=batch.words,
             blocked=connection.blocked,
+            closed=connection.is_closing,
             trouble=connection.trouble,
         )
+
+
+def _make_messages(data: list[str], batch: Batch) -> Iterator[Message]:
+    for text in data:
+        task_id = str(uuid.uuid4())
+        yield Message(task_id, encode_body(task_id, text, time.time()), batch)
 
 
 def _take_piece(source: Iterable[Message]) -> list[Message]:
