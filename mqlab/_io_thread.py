@@ -183,17 +183,21 @@ class IoThread:
     def _end(self) -> None:
         """Clean up. An error in one step must not prevent the next."""
         self._closing, self._ready, self.channel = True, False, None
-        _pika.abort(self._connection)
-        registry.pop(id(self), None)
-        with contextlib.suppress(Exception):
-            self._on_ended(self.error)
-        with contextlib.suppress(Exception):
-            self._loop.close()
-        failed, detail = self.error is not None, self.error.what if self.error else ""
-        events.publish("failed" if failed else "closed", self.owner, self.queue, detail=detail)
-        self._outcome.put(
-            self.error or MqlabError(f"{self.name} was closed while it was being opened.")
-        )
+        error = self.error
+        unopened = error or MqlabError(f"{self.name} was closed while it was being opened.")
+        kind: events.EventKind = "failed" if error else "closed"
+        detail = error.what if error else ""
+        steps: list[Callable[[], object]] = [
+            lambda: _pika.abort(self._connection),
+            lambda: registry.pop(id(self), None),
+            lambda: self._on_ended(error),
+            lambda: self._loop.close(),
+            lambda: events.publish(kind, self.owner, self.queue, detail=detail),
+            lambda: self._outcome.put(unopened),
+        ]
+        for step in steps:
+            with contextlib.suppress(BaseException):
+                step()
         self._ended = True
         self._running.release()
 
