@@ -76,11 +76,12 @@ def test_row_21_interrupting_a_wait_leaves_nothing_and_the_next_cell_works(
         f"""
 from mqlab import BackgroundConsumer, Producer
 with BackgroundConsumer(lambda task: task.data, queue={queue!r}) as consumer:
-    print("waiting", flush=True)
-    consumer.wait(1, timeout_s=60)
+    with Producer({queue!r}) as producer:
+        producer.send("first")
+    consumer.wait(2, timeout_s=60)
 """
     )
-    kernel.wait_for_output()
+    kernel.wait_for_output()  # 1 of 2 done: it waits
     assert consumers(broker_settings, queue) == 1
     kernel.manager.interrupt_kernel()
     _, error = kernel.finish(message_id)
@@ -103,12 +104,14 @@ def test_row_21_interrupting_a_wait_outside_a_with_keeps_the_consumer_working(
     kernel: Kernel, broker_settings: Settings, queue: str
 ) -> None:
     kernel.run(START.format(queue=queue))
-    message_id = kernel.begin("print('waiting', flush=True); consumer.wait(1, timeout_s=60)")
-    kernel.wait_for_output()
+    kernel.run(f"with Producer({queue!r}) as producer: _ = producer.send('first')")
+    message_id = kernel.begin("consumer.wait(2, timeout_s=60)")
+    kernel.wait_for_output()  # 1 of 2 done: it waits
     kernel.manager.interrupt_kernel()
     assert kernel.finish(message_id)[1] == f"KeyboardInterrupt: {STOPPED}"
     kernel.run(f"with Producer({queue!r}) as producer: _ = producer.send('x')")
-    assert kernel.run("consumer.wait(1, timeout_s=10)[0].data") == "1 of 1 done\n'x'"
+    shown = kernel.run("consumer.wait(2, timeout_s=10)[1].data")
+    assert shown == "1 of 2 done\n2 of 2 done\n'x'"
     assert consumers(broker_settings, queue) == 1
 
 

@@ -389,7 +389,7 @@ def test_a_button_works_while_a_cell_runs(
     client.shell_channel.send(press)
     eventually(lambda: exists(broker_settings, queue) and depth(broker_settings, queue) == 10)
     kernel.manager.interrupt_kernel()
-    assert kernel.finish(message_id)[1].startswith("KeyboardInterrupt")
+    assert "KeyboardInterrupt" in kernel.finish(message_id)[1]
 
 
 def test_it_looks_as_plots_does_and_prints_as_a_constant(open_dashboard: Open, queue: str) -> None:
